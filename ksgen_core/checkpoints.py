@@ -1,0 +1,119 @@
+"""Weights files that say what they are: safetensors with `kind` and the model's config in the metadata.
+
+Never a pickle (HOUSE.md, example 13). A file is written beside its place and then moved there, so that a crash or a
+full disk leaves the former file whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import KSGenError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def save_weights(
+    path: str | Path, tensors: Mapping[str, torch.Tensor], kind: str, config: Mapping[str, Any] | None = None
+) -> None:
+    """Write named tensors with what they are (`kind`, e.g. "ksgen.skill_transformer/1") and their config.
+
+    `config` must survive JSON. Raises `KSGenError` if the folder or the disk does not take the file.
+    """
+    from safetensors.torch import save_file
+
+    metadata = {"format": "pt", "kind": kind, "config": json.dumps(dict(config or {}), sort_keys=True)}
+    # Two names may share memory in a model with tied weights; a file holds each on its own.
+    whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    write_atomically(path, lambda temporary: save_file(whole, temporary, metadata=metadata))
+
+
+def load_weights(path: str | Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The tensors, on the CPU in the dtype they were saved in, and the config of a file of this `kind`.
+
+    Raises `KSGenError`, naming the file, if it is missing, cut off, not safetensors or of another kind.
+    """
+    from safetensors.torch import load_file
+
+    metadata = read_metadata(path)
+    if metadata.get("kind") != kind:
+        got = metadata.get("kind") or "no kind at all"
+        raise KSGenError(f"{path} holds {got}, wanted {kind}. Put the right weights file there.")
+    try:
+        config = json.loads(metadata.get("config", "{}"))
+    except json.JSONDecodeError as error:
+        raise KSGenError(f"The config inside {path} is not JSON ({error}). Get the file again.") from error
+    try:
+        return load_file(str(path)), config
+    except Exception as error:  # safetensors has its own error type and torch raises others
+        raise KSGenError(f"{path} cannot be read ({error}). Get the file again.") from error
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The metadata of a safetensors file, after a look at its size against its header.
+
+    Raises `KSGenError`, naming the file, if it is missing, cut off or not safetensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise KSGenError(f"The weights file {path} is missing. Put it there, or choose another models folder.")
+    try:
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > size - 8:
+                # A pickle or a picture begins with bytes that read as an absurd length; a cut file with a fair one.
+                raise KSGenError(
+                    f"{path} is cut off or is not a safetensors file ({size} bytes, its header says {length}). "
+                    "Get the file again; .ckpt, .pt and .bin files are not read."
+                )
+            header = json.loads(file.read(length))
+    except OSError as error:
+        raise KSGenError(f"{path} cannot be read ({error}). Check the permissions of the file.") from error
+    except ValueError as error:
+        raise KSGenError(f"{path} is not a safetensors file. Weights must be in the safetensors format.") from error
+    if not isinstance(header, dict):
+        raise KSGenError(f"{path} is not a safetensors file. Weights must be in the safetensors format.")
+    metadata = header.pop("__metadata__", {})
+    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    if size < 8 + length + end:
+        raise KSGenError(f"{path} is cut off: it has {size} bytes of {8 + length + end}. Get the file again.")
+    return metadata
+
+
+def write_atomically(path: str | Path, write: Callable[[str], object]) -> None:
+    """Let `write` fill a temporary file beside `path` and move it into place once it is whole.
+
+    The temporary name keeps the ending of `path`, since video writers choose the container by it.
+    Raises `KSGenError` if the folder cannot be written or the disk is full; what stood at `path` stays then.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=".writing-", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        write(temporary)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        raise KSGenError(_cannot_write(path, error)) from error
+    except Exception as error:
+        # safetensors reports a full disk in an error type of its own.
+        if "os error" in str(error).lower() or "no space" in str(error).lower():
+            raise KSGenError(_cannot_write(path, error)) from error
+        raise
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def _cannot_write(path: Path, error: Exception) -> str:
+    return f"{path} cannot be written ({error}). Free some disk space or choose a folder that you may write to."

@@ -1,0 +1,195 @@
+"""The nouns: what the stages hand to each other.
+
+Pictures are `torch.Tensor` float32 RGB 0..1, `[H, W, 3]`, films `[F, H, W, 3]`, on the CPU.
+torch itself is not imported here, so that a plan can be read without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import KSGenError
+
+if TYPE_CHECKING:
+    import torch
+
+PLAN_KIND = "ksgen.plan/1"
+MAX_STEPS = 99
+
+
+@dataclass(frozen=True)
+class KeyStep:
+    """One key step of a plan.
+
+    `before` and `after` are optional sentences on the state of the scene, `seconds` the wished length of the clip,
+    `seed` fixes the random numbers of this step alone, `lock` asks every stage to keep what it already made.
+    """
+
+    text: str
+    before: str | None = None
+    after: str | None = None
+    seconds: float | None = None
+    seed: int | None = None
+    lock: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str) or not self.text.strip():
+            raise KSGenError(f"A key step needs a text that is not empty, got {self.text!r}. Describe what is done.")
+        if self.seconds is not None and not 0 < self.seconds <= 600:
+            raise KSGenError(f"A key step lasts more than 0 and at most 600 seconds, got {self.seconds}.")
+        if self.seed is not None and not 0 <= self.seed < 2**64:
+            raise KSGenError(f"A step's seed is a whole number from 0 to 2**64 - 1, got {self.seed}.")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Ordered key steps that reach `goal`, with where they come from."""
+
+    goal: str
+    steps: tuple[KeyStep, ...]
+    sources: tuple[str, ...] = ()
+    planner: str = "by hand"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.goal, str) or not self.goal.strip():
+            raise KSGenError("The goal is empty. Say in a few words which skill is wanted, e.g. 'make a cup of tea'.")
+        if not self.steps:
+            raise KSGenError(f"The plan for {self.goal!r} has no steps. A plan needs at least one key step.")
+        if len(self.steps) > MAX_STEPS:
+            raise KSGenError(f"The plan has {len(self.steps)} steps; at most {MAX_STEPS} are allowed. Split the skill.")
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as a `ksgen.plan/1` document; `from_json` gives an equal plan back."""
+        steps = [
+            {f.name: value for f in fields(step) if (value := getattr(step, f.name)) != f.default}
+            for step in self.steps
+        ]
+        return {
+            "kind": PLAN_KIND,
+            "goal": self.goal,
+            "steps": steps,
+            "sources": list(self.sources),
+            "planner": self.planner,
+        }
+
+    @classmethod
+    def from_json(cls, data: Any) -> Plan:
+        """Read a `ksgen.plan/1` document strictly: a missing, extra or wrongly typed field raises `KSGenError`."""
+        required = {"kind": str, "goal": str, "steps": list}
+        document = _check(data, "The plan", required, {"sources": list, "planner": str})
+        if document["kind"] != PLAN_KIND:
+            raise KSGenError(f"The plan's kind is {document['kind']!r}, wanted {PLAN_KIND!r}.")
+        steps = []
+        for number, item in enumerate(document["steps"], 1):
+            optional = {"before": str, "after": str, "seconds": float, "seed": int, "lock": bool}
+            steps.append(KeyStep(**_check(item, f"Step {number} of the plan", {"text": str}, optional)))
+        sources = document.get("sources", [])
+        if not all(isinstance(source, str) for source in sources):
+            raise KSGenError(f"The plan's sources must be a list of strings, got {sources!r}.")
+        return cls(document["goal"], tuple(steps), tuple(sources), document.get("planner", "by hand"))
+
+
+def _check(data: Any, what: str, required: Mapping[str, type], optional: Mapping[str, type]) -> dict[str, Any]:
+    """The fields of a JSON object, after a strict look at their names and types."""
+    if not isinstance(data, dict):
+        raise KSGenError(f"{what} must be a JSON object, got {type(data).__name__}.")
+    known = {**required, **optional}
+    if missing := sorted(required.keys() - data.keys()):
+        raise KSGenError(f"{what} lacks {', '.join(missing)}. Add the missing field(s); known are {', '.join(known)}.")
+    if extra := sorted(map(str, data.keys() - known.keys())):
+        raise KSGenError(f"{what} has unknown field(s) {', '.join(extra)}. Remove them; known are {', '.join(known)}.")
+    checked = {}
+    for name, value in data.items():
+        wanted = known[name]
+        if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+            raise KSGenError(f"{what}: {name} must be of type {wanted.__name__}, got {value!r}.")
+        checked[name] = value
+    return checked
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """What the user asks: the initial picture `[H, W, 3]` and the description of the skill."""
+
+    image: torch.Tensor
+    goal: str
+
+    def __post_init__(self) -> None:
+        if not self.goal.strip():
+            raise KSGenError("The goal is empty. Say in a few words which skill is wanted, e.g. 'make a cup of tea'.")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Query):
+            return NotImplemented
+        return self.goal == other.goal and self.image.equal(other.image)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A retrieved plan, where it comes from and how well it fits (higher is better)."""
+
+    plan: Plan
+    source: str
+    score: float
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """The film of one step: frames `[F, H, W, 3]` at `fps`, in memory or, read when asked for, in a video file.
+
+    Two clips are equal if their rate and their frames are.
+    """
+
+    fps: float
+    read: Callable[[], torch.Tensor] = field(repr=False)
+    path: Path | None = None
+
+    @property
+    def frames(self) -> torch.Tensor:
+        return self.read()
+
+    @classmethod
+    def of(cls, frames: torch.Tensor, fps: float) -> Clip:
+        if frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
+            raise ValueError(f"frames must be [F, H, W, 3], got {tuple(frames.shape)}")
+        return cls(fps, lambda: frames)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Clip):
+            return NotImplemented
+        return self.fps == other.fps and self.frames.equal(other.frames)
+
+
+@dataclass(frozen=True, eq=False)
+class Storyboard:
+    """A plan with one key image and one clip per step."""
+
+    plan: Plan
+    key_images: tuple[torch.Tensor, ...]
+    clips: tuple[Clip, ...]
+
+    def __post_init__(self) -> None:
+        got = (len(self.plan.steps), len(self.key_images), len(self.clips))
+        if len(set(got)) != 1:
+            raise ValueError(f"a storyboard needs a key image and a clip per step; got steps, images, clips = {got}")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Storyboard):
+            return NotImplemented
+        # Equal plans have as many steps, so the pictures pair up.
+        return (
+            self.plan == other.plan
+            and all(a.equal(b) for a, b in zip(self.key_images, other.key_images, strict=True))
+            and self.clips == other.clips
+        )
+
+
+def with_seeds(plan: Plan, seed: int) -> Plan:
+    """The plan with a seed for every step that has none: step k gets `seed + k`, whatever the other steps are."""
+    steps = (replace(s, seed=(seed + k) % 2**64) if s.seed is None else s for k, s in enumerate(plan.steps))
+    return replace(plan, steps=tuple(steps))
