@@ -1,20 +1,28 @@
 """The product in one sentence: retrieve, plan, draw, render.
 
 Stages are protocols with `__call__`, so a function, a model or a test's lambda fits. Drawing and rendering are
-generators: they yield an `Update` for every sampler update and a `Done` for every finished step, so progress,
-previews, cancelling (stop iterating) and saving belong to the caller.
+generators: they yield an `Update` for every sampler update and a `KeyImage` or `StepClip` for every finished step, so
+progress, previews, cancelling (stop iterating) and saving belong to the caller.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from .types import Clip, Example, Plan, Query
+from . import pixels
+from .types import Clip, Example, Plan, Query, Storyboard, with_seeds
 
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The plan is finished; every step has a seed."""
+
+    plan: Plan
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,7 @@ class StepClip:
     clip: Clip
 
 
-Event = Update | KeyImage | StepClip
+Event = Planned | Update | KeyImage | StepClip
 
 
 class Retriever(Protocol):
@@ -68,3 +76,76 @@ class Renderer(Protocol):
     """Renders the clip of step `step` (number from 0) from its key image."""
 
     def __call__(self, image: torch.Tensor, plan: Plan, step: int) -> Iterator[Update | StepClip]: ...
+
+
+@dataclass(frozen=True)
+class Made:
+    """What is there already, by the number (from 0) of the step: none of it is made again."""
+
+    key_images: Mapping[int, torch.Tensor] = field(default_factory=dict)
+    clips: Mapping[int, Clip] = field(default_factory=dict)
+
+
+def run(
+    query: Query,
+    retrieve: Retriever,
+    make_plan: Planner,
+    draw: Drawer,
+    render: Renderer,
+    *,
+    seed: int = 0,
+    size: tuple[int, int] | None = None,
+    chain: bool = False,
+    made: Made | None = None,
+) -> Iterator[Event]:
+    """The whole way from a query to its clips, one event at a time; stop iterating to cancel.
+
+    Step k gets the seed `seed + k` unless the plan gives it one. `size` (height, width) is that of the key images;
+    without it they have the initial picture's. The first key image is the initial picture. With `chain` nothing is
+    drawn: the last frame of a clip is the next key image (the baseline `last_frame`). Key images lie on the 8-bit
+    grid, so that a run that is resumed from files equals one that is not.
+    """
+    examples = retrieve(query)
+    plan = with_seeds(make_plan(query, examples), seed)
+    yield Planned(plan)
+
+    picture = pixels.one_picture(query.image)
+    image = pixels.fit(picture, *size) if size else pixels.on_8_bit_grid(picture)
+    made = made or Made()
+    images, clips = dict(made.key_images), made.clips
+    if 0 not in images:
+        images[0] = image
+        yield KeyImage(0, image)
+    missing = [] if chain else [k for k in range(len(plan.steps)) if k not in images]
+    if missing:
+        for event in draw(image, plan, missing):
+            if isinstance(event, KeyImage):
+                event = KeyImage(event.step, pixels.on_8_bit_grid(event.image))
+                images[event.step] = event.image
+            yield event
+    for k in range(len(plan.steps)):
+        if k in clips and (not chain or k + 1 == len(plan.steps) or k + 1 in images):
+            continue
+        for event in render(images[k], plan, k):
+            if chain and isinstance(event, StepClip) and k + 1 < len(plan.steps) and k + 1 not in images:
+                # Before the clip itself: a clip file is lossy, so the picture could not be had from it exactly.
+                images[k + 1] = pixels.on_8_bit_grid(event.clip.frames[-1])
+                yield KeyImage(k + 1, images[k + 1])
+            yield event
+
+
+def collect(events: Iterable[Event], made: Made | None = None) -> Storyboard:
+    """The storyboard that a whole run's events, with what was made before, come to."""
+    made = made or Made()
+    plan, images, clips = None, dict(made.key_images), dict(made.clips)
+    for event in events:
+        if isinstance(event, Planned):
+            plan = event.plan
+        elif isinstance(event, KeyImage):
+            images[event.step] = event.image
+        elif isinstance(event, StepClip):
+            clips[event.step] = event.clip
+    if plan is None:
+        raise ValueError("the events hold no Planned: they are not those of a whole run")
+    steps = range(len(plan.steps))
+    return Storyboard(plan, tuple(images[k] for k in steps), tuple(clips[k] for k in steps))

@@ -46,7 +46,7 @@ def to_pil(picture: torch.Tensor) -> Image.Image:
     """float 0..1 `[H, W, 3]` -> PIL picture in RGB."""
     from PIL import Image
 
-    return Image.fromarray(to_uint8(picture), "RGB")
+    return Image.fromarray(to_uint8(picture))
 
 
 def from_pil(image: Image.Image) -> torch.Tensor:
@@ -67,7 +67,7 @@ def from_pil(image: Image.Image) -> torch.Tensor:
 
 
 def read_picture(path: str | Path) -> torch.Tensor:
-    """A picture file -> float32 0..1 `[H, W, 3]`, checked by `check_picture`.
+    """A picture file -> float32 0..1 `[H, W, 3]`, checked by `one_picture`.
 
     Raises `KSGenError`, naming the file, if it is missing, no picture, tiny or huge.
     """
@@ -86,7 +86,7 @@ def read_picture(path: str | Path) -> torch.Tensor:
         raise KSGenError(f"{path} cannot be read as a picture ({error}). Give a PNG, JPEG or WebP file.") from error
 
 
-def check_picture(picture: torch.Tensor) -> torch.Tensor:
+def one_picture(picture: torch.Tensor) -> torch.Tensor:
     """A picture of any usual shape -> float32 RGB 0..1 `[H, W, 3]` on the CPU; what was given stays as it was.
 
     Takes `[H, W]`, `[H, W, C]` and a batch of one `[1, H, W, C]` with C = 1 (grey), 3 (RGB) or 4 (RGBA, laid over
@@ -130,7 +130,7 @@ def fit(picture: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """
     from PIL import Image, ImageOps
 
-    picture = check_picture(picture)
+    picture = one_picture(picture)
     if picture.shape[:2] == (height, width):
         return on_8_bit_grid(picture)
     return from_pil(ImageOps.fit(to_pil(picture), (width, height), Image.Resampling.LANCZOS))

@@ -128,6 +128,15 @@ class Query:
             return NotImplemented
         return self.goal == other.goal and self.image.equal(other.image)
 
+    def to_json(self) -> dict[str, Any]:
+        """What survives JSON: the goal. The picture travels beside it."""
+        return {"goal": self.goal}
+
+    @classmethod
+    def from_json(cls, data: Any, image: torch.Tensor) -> Query:
+        """The query of a JSON object and its picture. Raises `KSGenError` for missing or extra fields."""
+        return cls(image, **_check(data, "The query", {"goal": str}, {}))
+
 
 @dataclass(frozen=True)
 class Example:
@@ -137,12 +146,21 @@ class Example:
     source: str
     score: float
 
+    def to_json(self) -> dict[str, Any]:
+        return {"plan": self.plan.to_json(), "source": self.source, "score": self.score}
+
+    @classmethod
+    def from_json(cls, data: Any) -> Example:
+        """Read what `to_json` wrote. Raises `KSGenError` for missing, extra or wrongly typed fields."""
+        fields_ = _check(data, "The example", {"plan": dict, "source": str, "score": float}, {})
+        return cls(Plan.from_json(fields_["plan"]), fields_["source"], fields_["score"])
+
 
 @dataclass(frozen=True, eq=False)
 class Clip:
     """The film of one step: frames `[F, H, W, 3]` at `fps`, in memory or, read when asked for, in a video file.
 
-    Two clips are equal if their rate and their frames are.
+    Two clips are equal if their rate and their frames are. What survives JSON is the storyboard folder's file.
     """
 
     fps: float

@@ -1,0 +1,142 @@
+"""The contact sheet: all steps of a storyboard in one picture, each a card with its number, text and pictures.
+
+Legend: H, W height and width in pixels of one picture; lengths are in pixels of the sheet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from . import pixels
+from .types import Clip, Plan
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image, ImageDraw, ImageFont
+
+PICTURE = 224
+"""The longer side of a picture on the sheet."""
+GAP = 12
+MARGIN = 28
+PAPER = (244, 240, 232)
+CARD = (255, 254, 251)
+EDGE = (225, 217, 203)
+INK = (52, 45, 40)
+FAINT = (142, 130, 118)
+ACCENT = (206, 92, 52)
+
+
+def sheet(plan: Plan, images: Sequence[torch.Tensor], clips: Sequence[Clip] | None = None) -> torch.Tensor:
+    """One key image `[H, W, 3]` per step and, if given, one clip -> the sheet, float32 0..1 `[H', W', 3]`.
+
+    A step's card shows the key image and, of its clip, the middle and the last frame.
+    """
+    from PIL import Image, ImageDraw
+
+    if len(images) != len(plan.steps) or (clips is not None and len(clips) != len(images)):
+        raise ValueError(f"a sheet needs a picture and a clip for each of {len(plan.steps)} steps, got {len(images)}")
+    rows = [[image] for image in images]
+    for row, clip in zip(rows, clips or (), strict=False):
+        frames = clip.frames
+        row += [frames[len(frames) // 2], frames[-1]]
+
+    count = len(rows)
+    if clips:
+        columns = 1 if count <= 3 else 2
+    else:
+        columns = count if count <= 4 else 3 if count in (5, 6, 9) else 4
+    text = [_lines(step.text, _font(19), _card_width(rows[k], GAP) - 2 * GAP - 44) for k, step in enumerate(plan.steps)]
+    title = _lines(plan.goal[:1].upper() + plan.goal[1:], _font(34), columns * (_card_width(rows[0], GAP) + GAP) - GAP)
+    card_width = _card_width(rows[0], GAP)
+    head = max(34, 26 * max(map(len, text)))
+    card_height = head + 3 * GAP + _picture_size(rows[0][0])[1]
+    top = MARGIN + 42 * len(title) + 44
+
+    width = 2 * MARGIN + columns * (card_width + GAP) - GAP
+    height = top + -(-count // columns) * (card_height + GAP) - GAP + MARGIN
+    paper = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(paper)
+    for k, line in enumerate(title):
+        draw.text((MARGIN, MARGIN + 42 * k), line, INK, _font(34), stroke_width=0.6)
+    steps = f"{count} key steps" if count > 1 else "1 key step"
+    shown = "   each: first picture, middle and last frame of its clip" if clips else ""
+    draw.text((MARGIN + 1, MARGIN + 42 * len(title) + 6), steps + shown, FAINT, _font(17))
+    for k, row in enumerate(rows):
+        x = MARGIN + k % columns * (card_width + GAP)
+        y = top + k // columns * (card_height + GAP)
+        draw.rounded_rectangle((x, y, x + card_width, y + card_height), 14, CARD, EDGE)
+        _badge(paper, x + GAP, y + GAP, k + 1)
+        middle = y + GAP + max(17, head // 2) - 13 * len(text[k])
+        for n, line in enumerate(text[k]):
+            draw.text((x + GAP + 44, middle + 26 * n), line, INK, _font(19))
+        left = x + GAP
+        for n, picture in enumerate(row):
+            size = _picture_size(picture)
+            _paste(paper, picture, (left, y + head + 2 * GAP), size)
+            left += size[0] + GAP
+            if n + 1 < len(row):
+                _arrow(draw, left - GAP // 2, y + head + 2 * GAP + size[1] // 2)
+    return pixels.from_pil(paper)
+
+
+def _picture_size(picture: torch.Tensor) -> tuple[int, int]:
+    """Width and height of a picture `[H, W, 3]` on the sheet."""
+    height, width = picture.shape[:2]
+    scale = PICTURE / max(height, width)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _card_width(row: Sequence[torch.Tensor], gap: int) -> int:
+    return max(180, gap + sum(_picture_size(picture)[0] + gap for picture in row))
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own font, so that a sheet looks the same everywhere."""
+    from PIL import ImageFont
+
+    return ImageFont.load_default(size)
+
+
+def _lines(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    """The text in lines of at most `width` pixels; a word that is longer is cut."""
+    lines = [""]
+    for word in text.split():
+        joined = f"{lines[-1]} {word}".strip()
+        if font.getlength(joined) <= width:
+            lines[-1] = joined
+            continue
+        while len(word) > 1 and font.getlength(word) > width:
+            cut = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or font.getlength(word[:n]) <= width)
+            lines.append(word[:cut])
+            word = word[cut:]
+        lines.append(word)
+    return [line for line in lines if line] or [""]
+
+
+def _rounded(size: tuple[int, int], radius: int) -> Image.Image:
+    """A mask with round corners, drawn four times as large so that the corners are smooth."""
+    from PIL import Image, ImageDraw
+
+    mask = Image.new("L", (size[0] * 4, size[1] * 4))
+    ImageDraw.Draw(mask).rounded_rectangle((0, 0, size[0] * 4 - 1, size[1] * 4 - 1), radius * 4, 255)
+    return mask.resize(size, Image.Resampling.LANCZOS)
+
+
+def _paste(paper: Image.Image, picture: torch.Tensor, place: tuple[int, int], size: tuple[int, int]) -> None:
+    from PIL import Image
+
+    paper.paste(pixels.to_pil(picture).resize(size, Image.Resampling.LANCZOS), place, _rounded(size, 9))
+
+
+def _badge(paper: Image.Image, x: int, y: int, number: int) -> None:
+    """The step's number in a filled circle 34 pixels wide."""
+    from PIL import ImageDraw
+
+    paper.paste(ACCENT, (x, y, x + 34, y + 34), _rounded((34, 34), 17))
+    ImageDraw.Draw(paper).text((x + 17, y + 17), str(number), (255, 255, 255), _font(19), anchor="mm", stroke_width=0.4)
+
+
+def _arrow(draw: ImageDraw.ImageDraw, x: int, y: int) -> None:
+    """A small triangle that points to the next picture."""
+    draw.polygon([(x - 3, y - 6), (x + 4, y), (x - 3, y + 6)], ACCENT)

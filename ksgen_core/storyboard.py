@@ -1,0 +1,177 @@
+"""The storyboard folder: everything of one run in files that other programs open.
+
+    plan.json          the plan, ksgen.plan/1
+    run.json           how the run was made (only for runs of the command line)
+    key_images/01.png  the picture each step starts from
+    clips/01.mp4       the film of each step
+    storyboard.png     all steps on one sheet
+    skill.mp4          all clips in one film
+
+Every file is written as soon as its content exists, and whole or not at all, so that a run that is stopped at any
+moment leaves a folder that can be resumed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import pixels
+from .checkpoints import write_atomically
+from .errors import KSGenError
+from .sheet import sheet
+from .types import Clip, Plan, Storyboard
+from .video import open_clip, write_video
+
+if TYPE_CHECKING:
+    import torch
+
+PLAN, RUN, SHEET, FILM = "plan.json", "run.json", "storyboard.png", "skill.mp4"
+
+
+@dataclass(frozen=True)
+class StoryboardFolder:
+    """A storyboard folder on disk that belongs to `plan` and fills up step by step."""
+
+    path: Path
+    plan: Plan
+
+    def key_image_path(self, step: int) -> Path:
+        """Where the key image of step `step` (from 0) lies; files count from 1."""
+        return self.path / "key_images" / f"{step + 1:02}.png"
+
+    def clip_path(self, step: int) -> Path:
+        """Where the clip of step `step` (from 0) lies; files count from 1."""
+        return self.path / "clips" / f"{step + 1:02}.mp4"
+
+    def keep_key_image(self, step: int, image: torch.Tensor) -> None:
+        """Write the key image `[H, W, 3]` of step `step` (from 0)."""
+        _write_picture(self.key_image_path(step), image)
+
+    def keep_clip(self, step: int, clip: Clip) -> Clip:
+        """Write the clip of step `step` (from 0) and give it back as the file holds it."""
+        write_video(self.clip_path(step), [clip])
+        return open_clip(self.clip_path(step))
+
+    def key_images(self) -> dict[int, torch.Tensor]:
+        """The key images that are there, by step (from 0)."""
+        steps = range(len(self.plan.steps))
+        return {k: pixels.read_picture(p) for k in steps if (p := self.key_image_path(k)).exists()}
+
+    def clips(self) -> dict[int, Clip]:
+        """The clips that are there, by step (from 0); one without its key image does not count."""
+        steps = [k for k in range(len(self.plan.steps)) if self.key_image_path(k).exists()]
+        return {k: open_clip(p) for k in steps if (p := self.clip_path(k)).exists()}
+
+    def finish(self) -> Storyboard:
+        """Write the sheet and the joined film of a complete folder and read it.
+
+        Raises `KSGenError` naming the steps that are not there yet.
+        """
+        storyboard = self.read()
+        _write_picture(self.path / SHEET, sheet(storyboard.plan, storyboard.key_images, storyboard.clips))
+        write_video(self.path / FILM, storyboard.clips)
+        return storyboard
+
+    def read(self) -> Storyboard:
+        """The storyboard of a complete folder. Raises `KSGenError` naming the steps that are not there yet."""
+        images, clips = self.key_images(), self.clips()
+        missing = [k + 1 for k in range(len(self.plan.steps)) if k not in images or k not in clips]
+        if missing:
+            steps = ", ".join(map(str, missing))
+            raise KSGenError(f"{self.path} lacks the key image or the clip of step {steps}. Run again with --resume.")
+        return Storyboard(self.plan, tuple(images[k] for k in sorted(images)), tuple(clips[k] for k in sorted(clips)))
+
+
+def start(folder: str | Path, plan: Plan, settings: Mapping[str, Any] | None = None) -> StoryboardFolder:
+    """Begin a new run in `folder`, which is made if need be.
+
+    `settings`, a JSON object, says how the run is made; `resume` compares it. Raises `KSGenError` if the folder
+    holds a run already or cannot be written.
+    """
+    path = Path(folder)
+    if path.exists() and not path.is_dir():
+        raise KSGenError(f"{path} is a file. Choose another output folder.")
+    if is_storyboard(path):
+        raise KSGenError(
+            f"{path} holds another run already. Choose another folder, delete this one, or continue it with --resume."
+        )
+    if settings is not None:
+        _write_json(path / RUN, dict(settings))
+    _write_json(path / PLAN, plan.to_json())
+    return StoryboardFolder(path, plan)
+
+
+def is_storyboard(folder: str | Path) -> bool:
+    """Whether something of a run lies in the folder."""
+    path = Path(folder)
+    return any((path / name).exists() for name in (PLAN, SHEET, FILM, "key_images", "clips"))
+
+
+def resume(folder: str | Path, settings: Mapping[str, Any], plan: Plan | None = None) -> StoryboardFolder:
+    """Go on with the run in `folder`, whose plan is kept.
+
+    Raises `KSGenError` if no run lies there, or another one: made with other `settings` or by another `plan`.
+    """
+    path = Path(folder)
+    kept = read_plan(path / PLAN)
+    if plan is not None and plan != kept:
+        raise KSGenError(f"{path} holds another run: its plan differs from the given one. Choose another folder.")
+    before = _read_json(path / RUN)
+    if not isinstance(before, dict):
+        raise KSGenError(f"{path / RUN} must hold a JSON object, got {type(before).__name__}. Choose another folder.")
+    differ = sorted(key for key in before.keys() | settings.keys() if before.get(key) != settings.get(key))
+    if differ:
+        was = "; ".join(f"{key} was {before.get(key)!r}, now {settings.get(key)!r}" for key in differ)
+        raise KSGenError(f"{path} holds another run ({was}). Give the same settings or choose another folder.")
+    return StoryboardFolder(path, kept)
+
+
+def save(storyboard: Storyboard, folder: str | Path) -> Storyboard:
+    """Write a whole storyboard into a new folder and give it back as the files hold it; `load` gives an equal one.
+
+    Raises `KSGenError` if the folder holds a run already or cannot be written.
+    """
+    place = start(folder, storyboard.plan)
+    for step, (image, clip) in enumerate(zip(storyboard.key_images, storyboard.clips, strict=True)):
+        place.keep_key_image(step, image)
+        place.keep_clip(step, clip)
+    return place.finish()
+
+
+def load(folder: str | Path) -> Storyboard:
+    """Read a storyboard folder; clips are decoded when their frames are asked for.
+
+    Raises `KSGenError` if the folder is none or lacks a key image or a clip.
+    """
+    path = Path(folder)
+    return StoryboardFolder(path, read_plan(path / PLAN)).read()
+
+
+def read_plan(path: str | Path) -> Plan:
+    """Read a ksgen.plan/1 file. Raises `KSGenError`, naming the file, if it is missing or wrong in any way."""
+    try:
+        return Plan.from_json(_read_json(Path(path)))
+    except KSGenError as error:
+        raise error if str(path) in str(error) else KSGenError(f"{path}: {error}") from error
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise KSGenError(f"{path} cannot be read ({error.strerror}). Check the path.") from error
+    except ValueError as error:
+        raise KSGenError(f"{path} is not valid JSON ({error}).") from error
+
+
+def _write_json(path: Path, data: Any) -> None:
+    text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
+
+
+def _write_picture(path: Path, picture: torch.Tensor) -> None:
+    write_atomically(path, lambda temporary: pixels.to_pil(picture).save(temporary, format="PNG"))

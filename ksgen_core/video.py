@@ -1,0 +1,123 @@
+"""Clips as video files: H.264 in MP4, which every player and browser shows.
+
+Legend: F frames, H, W height and width in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import pixels
+from .checkpoints import write_atomically
+from .errors import KSGenError
+from .types import Clip
+
+if TYPE_CHECKING:
+    import torch
+
+TICKS = 90_000
+"""Ticks a second of a film whose clips have several rates; MPEG's own clock."""
+QUALITY = "14"
+"""x264's constant rate factor: no loss that the eye sees."""
+BT709 = 1
+"""FFmpeg's number of the colour space, primaries and transfer curve that players expect."""
+
+
+def write_video(path: str | Path, clips: Sequence[Clip]) -> None:
+    """Write the clips, one after the other, as one film; `path` is written whole or not at all.
+
+    Frames are read clip by clip, so that a long film needs the memory of one clip. An odd height or width gets one
+    more row or column, as H.264 in 4:2:0 asks for even ones. Raises `KSGenError` if the clips differ in size.
+    """
+    if not clips:
+        raise ValueError("a film needs at least one clip")
+    write_atomically(path, partial(_encode, clips=clips))
+
+
+def _encode(path: str, clips: Sequence[Clip]) -> None:
+    import av
+
+    one_rate = len({clip.fps for clip in clips}) == 1
+    rate = Fraction(clips[0].fps).limit_denominator(1001)
+    with av.open(path, "w", options={"movflags": "faststart"}) as file:
+        stream = file.add_stream("libx264", rate=rate, options={"crf": QUALITY, "preset": "medium"})
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.time_base = 1 / rate if one_rate else Fraction(1, TICKS)
+        for tag in ("colorspace", "color_primaries", "color_trc", "color_range"):
+            setattr(stream.codec_context, tag, BT709)  # color_range 1 is "limited"
+        size, ticks = None, Fraction(0)
+        for number, clip in enumerate(clips, 1):
+            frames = clip.frames
+            height, width = frames.shape[1:3]
+            if size is None:
+                size = (height, width)
+                stream.height, stream.width = height + height % 2, width + width % 2
+            if (height, width) != size:
+                raise KSGenError(
+                    f"Clip {number} is {width}x{height} pixels, the first one {size[1]}x{size[0]}. "
+                    "Clips can be joined only if all have one size."
+                )
+            step = Fraction(1) if one_rate else TICKS / Fraction(clip.fps).limit_denominator(1001)
+            for picture in frames:
+                frame = _frame(picture)
+                frame.pts, frame.time_base = round(ticks), stream.codec_context.time_base
+                ticks += step
+                file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+
+
+def _frame(picture: torch.Tensor):
+    """`[H, W, 3]` -> a PyAV frame in yuv420p with even height and width."""
+    import av
+    import numpy as np
+
+    array = pixels.to_uint8(picture)
+    array = np.pad(array, ((0, array.shape[0] % 2), (0, array.shape[1] % 2), (0, 0)), mode="edge")
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")
+    return frame.reformat(format="yuv420p", dst_colorspace="itu709")
+
+
+def open_clip(path: str | Path) -> Clip:
+    """The clip in a video file: its rate is read now, its frames whenever they are asked for.
+
+    Raises `KSGenError`, naming the file, if it is missing or no video.
+    """
+    path = Path(path)
+    _, fps = _decode(path, count=1)
+    return Clip(fps, lambda: read_video(path)[0], path)
+
+
+def read_video(path: str | Path) -> tuple[torch.Tensor, float]:
+    """The frames float32 0..1 `[F, H, W, 3]` of a video file and its frames per second."""
+    import numpy as np
+
+    arrays, fps = _decode(Path(path), count=None)
+    return pixels.from_uint8(np.stack(list(arrays))), fps
+
+
+def _decode(path: Path, count: int | None) -> tuple[Iterable, float]:
+    """The first `count` frames, or all, as uint8 arrays `[H, W, 3]`, and the rate."""
+    import av
+
+    if not path.is_file():
+        raise KSGenError(f"The clip {path} is missing. Make it again with --resume.")
+    try:
+        with av.open(str(path)) as file:
+            stream = file.streams.video[0]
+            rate = stream.average_rate or stream.base_rate
+            arrays = []
+            for frame in file.decode(stream):
+                arrays.append(frame.to_ndarray(format="rgb24"))
+                if len(arrays) == count:
+                    break
+    except (av.FFmpegError, IndexError) as error:
+        raise KSGenError(
+            f"{path} cannot be read as a video ({error}). Delete it and run again with --resume."
+        ) from error
+    if not arrays or not rate:
+        raise KSGenError(f"{path} holds no frames. Delete it and run again with --resume.")
+    return arrays, float(rate)
