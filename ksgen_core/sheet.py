@@ -46,37 +46,41 @@ def sheet(plan: Plan, images: Sequence[torch.Tensor], clips: Sequence[Clip] | No
         columns = 1 if count <= 3 else 2
     else:
         columns = count if count <= 4 else 3 if count in (5, 6, 9) else 4
-    text = [_lines(step.text, _font(19), _card_width(rows[k], GAP) - 2 * GAP - 44) for k, step in enumerate(plan.steps)]
-    title = _lines(plan.goal[:1].upper() + plan.goal[1:], _font(34), columns * (_card_width(rows[0], GAP) + GAP) - GAP)
-    card_width = _card_width(rows[0], GAP)
-    head = max(34, 26 * max(map(len, text)))
-    card_height = head + 3 * GAP + _picture_size(rows[0][0])[1]
+    card_width = GAP + max(168, sum(_picture_size(picture)[0] + GAP for picture in rows[0]))
+    text = [_lines(step.text, _font(19), card_width - 2 * GAP - 44) for step in plan.steps]
+    title = _lines(plan.goal[:1].upper() + plan.goal[1:], _font(34), columns * (card_width + GAP) - GAP)
+    bands = [range(k, min(k + columns, count)) for k in range(0, count, columns)]
+    heads = [max(34, *(4 + 26 * len(text[k]) for k in band)) for band in bands]
+    picture_height = _picture_size(rows[0][0])[1]
     top = MARGIN + 42 * len(title) + 44
 
     width = 2 * MARGIN + columns * (card_width + GAP) - GAP
-    height = top + -(-count // columns) * (card_height + GAP) - GAP + MARGIN
+    height = top + sum(head + picture_height + 4 * GAP for head in heads) - GAP + MARGIN
     paper = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(paper)
     for k, line in enumerate(title):
         draw.text((MARGIN, MARGIN + 42 * k), line, INK, _font(34), stroke_width=0.6)
     steps = f"{count} key steps" if count > 1 else "1 key step"
-    shown = "   each: first picture, middle and last frame of its clip" if clips else ""
+    shown = ": first picture, then the middle and the end of its clip" if clips else ""
     draw.text((MARGIN + 1, MARGIN + 42 * len(title) + 6), steps + shown, FAINT, _font(17))
-    for k, row in enumerate(rows):
-        x = MARGIN + k % columns * (card_width + GAP)
-        y = top + k // columns * (card_height + GAP)
-        draw.rounded_rectangle((x, y, x + card_width, y + card_height), 14, CARD, EDGE)
-        _badge(paper, x + GAP, y + GAP, k + 1)
-        middle = y + GAP + max(17, head // 2) - 13 * len(text[k])
-        for n, line in enumerate(text[k]):
-            draw.text((x + GAP + 44, middle + 26 * n), line, INK, _font(19))
-        left = x + GAP
-        for n, picture in enumerate(row):
-            size = _picture_size(picture)
-            _paste(paper, picture, (left, y + head + 2 * GAP), size)
-            left += size[0] + GAP
-            if n + 1 < len(row):
-                _arrow(draw, left - GAP // 2, y + head + 2 * GAP + size[1] // 2)
+
+    y = top
+    for band, head in zip(bands, heads, strict=True):
+        for column, k in enumerate(band):
+            x = MARGIN + column * (card_width + GAP)
+            bottom = y + head + picture_height + 3 * GAP
+            draw.rounded_rectangle((x, y, x + card_width, bottom), 14, CARD, EDGE)
+            _badge(paper, x + GAP, y + GAP, k + 1)
+            for n, line in enumerate(text[k]):
+                draw.text((x + GAP + 44, y + GAP + 5 + 26 * n), line, INK, _font(19))
+            left = x + GAP
+            for n, picture in enumerate(rows[k]):
+                size = _picture_size(picture)
+                _paste(paper, picture, (left, y + head + 2 * GAP), size)
+                left += size[0] + GAP
+                if n + 1 < len(rows[k]):
+                    _arrow(draw, left - GAP // 2, y + head + 2 * GAP + size[1] // 2)
+        y = bottom + GAP
     return pixels.from_pil(paper)
 
 
@@ -85,10 +89,6 @@ def _picture_size(picture: torch.Tensor) -> tuple[int, int]:
     height, width = picture.shape[:2]
     scale = PICTURE / max(height, width)
     return max(1, round(width * scale)), max(1, round(height * scale))
-
-
-def _card_width(row: Sequence[torch.Tensor], gap: int) -> int:
-    return max(180, gap + sum(_picture_size(picture)[0] + gap for picture in row))
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

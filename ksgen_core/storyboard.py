@@ -14,14 +14,15 @@ moment leaves a folder that can be resumed.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import pixels
 from .checkpoints import write_atomically
 from .errors import KSGenError
+from .pipeline import Event, KeyImage, Made, Planned, StepClip
 from .sheet import sheet
 from .types import Clip, Plan, Storyboard
 from .video import open_clip, write_video
@@ -65,6 +66,10 @@ class StoryboardFolder:
         """The clips that are there, by step (from 0); one without its key image does not count."""
         steps = [k for k in range(len(self.plan.steps)) if self.key_image_path(k).exists()]
         return {k: open_clip(p) for k in steps if (p := self.clip_path(k)).exists()}
+
+    def made(self) -> Made:
+        """What is there, for a run that is resumed."""
+        return Made(self.key_images(), self.clips())
 
     def finish(self) -> Storyboard:
         """Write the sheet and the joined film of a complete folder and read it.
@@ -111,6 +116,33 @@ def is_storyboard(folder: str | Path) -> bool:
     return any((path / name).exists() for name in (PLAN, SHEET, FILM, "key_images", "clips"))
 
 
+def clear(folder: str | Path) -> None:
+    """Remove the files of the run in `folder`, and nothing else that lies there."""
+    path = Path(folder)
+    place = StoryboardFolder(path, read_plan(path / PLAN))
+    steps = range(len(place.plan.steps))
+    files = [place.key_image_path(k) for k in steps] + [place.clip_path(k) for k in steps]
+    try:
+        for file in (*files, path / SHEET, path / FILM, path / RUN, path / PLAN):
+            file.unlink(missing_ok=True)
+        for inner in ("key_images", "clips"):
+            if (path / inner).is_dir() and not any((path / inner).iterdir()):
+                (path / inner).rmdir()
+    except OSError as error:
+        raise KSGenError(f"{path} cannot be cleared ({error}). Choose another output folder.") from error
+
+
+def run_settings(folder: str | Path) -> dict[str, Any] | None:
+    """How the run in `folder` was made, or None if the folder does not say."""
+    path = Path(folder) / RUN
+    if not path.is_file():
+        return None
+    settings = _read_json(path)
+    if not isinstance(settings, dict):
+        raise KSGenError(f"{path} must hold a JSON object, got {type(settings).__name__}. Choose another folder.")
+    return settings
+
+
 def resume(folder: str | Path, settings: Mapping[str, Any], plan: Plan | None = None) -> StoryboardFolder:
     """Go on with the run in `folder`, whose plan is kept.
 
@@ -120,14 +152,36 @@ def resume(folder: str | Path, settings: Mapping[str, Any], plan: Plan | None = 
     kept = read_plan(path / PLAN)
     if plan is not None and plan != kept:
         raise KSGenError(f"{path} holds another run: its plan differs from the given one. Choose another folder.")
-    before = _read_json(path / RUN)
-    if not isinstance(before, dict):
-        raise KSGenError(f"{path / RUN} must hold a JSON object, got {type(before).__name__}. Choose another folder.")
+    before = run_settings(path)
+    if before is None:
+        raise KSGenError(f"{path} does not say how it was made ({RUN} is missing). Choose another folder.")
     differ = sorted(key for key in before.keys() | settings.keys() if before.get(key) != settings.get(key))
     if differ:
         was = "; ".join(f"{key} was {before.get(key)!r}, now {settings.get(key)!r}" for key in differ)
         raise KSGenError(f"{path} holds another run ({was}). Give the same settings or choose another folder.")
     return StoryboardFolder(path, kept)
+
+
+def keep(
+    events: Iterable[Event],
+    folder: str | Path,
+    settings: Mapping[str, Any] | None = None,
+    resumed: StoryboardFolder | None = None,
+) -> Iterator[Event]:
+    """Pass on the events of a run and write what they bring the moment they bring it, at last sheet and film.
+
+    A clip is passed on as its file holds it. Without `resumed` a new run begins in `folder` once the plan is known.
+    """
+    place = resumed
+    for event in events:
+        if isinstance(event, Planned) and resumed is None:
+            place = start(folder, event.plan, settings)
+        elif isinstance(event, KeyImage):
+            place.keep_key_image(event.step, event.image)
+        elif isinstance(event, StepClip):
+            event = replace(event, clip=place.keep_clip(event.step, event.clip))
+        yield event
+    place.finish()
 
 
 def save(storyboard: Storyboard, folder: str | Path) -> Storyboard:

@@ -1,0 +1,257 @@
+"""The command line: `ksgen run`, `ksgen demo`, `ksgen train`, `ksgen bench`.
+
+Everything that needs torch is imported inside the command that uses it, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import __version__
+from .errors import KSGenError
+from .keysteps.policies import POLICIES
+
+if TYPE_CHECKING:
+    import torch
+
+    from .pipeline import Event, Planner
+    from .types import Example, Plan, Query
+
+TRAINERS = ("tabletop",)
+BENCHMARKS = ("tabletop",)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and give the exit status: 0 done, 1 an error the user can mend, 130 stopped by Ctrl-C."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser()
+    # What follows the name of a trainer or a benchmark is its own to read, `--help` included.
+    own = words[2:] if words[:1] in (["train"], ["bench"]) and len(words) > 1 and words[1][:1] != "-" else []
+    args = parser.parse_args(words[: len(words) - len(own)])
+    try:
+        return args.command(args, own) or 0
+    except KSGenError as error:
+        print(f"ksgen: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("ksgen: stopped.", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ksgen", description="One picture and a skill become key-step clips.")
+    parser.add_argument("--version", action="version", version=f"ksgen {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    run = commands.add_parser("run", help="make a storyboard folder from a picture and a goal")
+    run.set_defaults(command=_run)
+    run.add_argument("--image", required=True, metavar="FILE", help="the initial picture")
+    run.add_argument("--goal", metavar="TEXT", help="the skill, e.g. 'make a cup of tea'")
+    run.add_argument("--out", required=True, metavar="DIR", help="the storyboard folder to write")
+    run.add_argument(
+        "--steps", metavar="N|FILE", help="make at most N key steps, or make those of a ksgen.plan/1 JSON file"
+    )
+    _add_common(run)
+
+    demo = commands.add_parser("demo", help="make the storyboard of a picture that ships with the pack")
+    demo.set_defaults(command=_demo)
+    demo.add_argument("--out", default="out/demo", metavar="DIR", help="default: out/demo; a former demo is replaced")
+    _add_common(demo)
+
+    train = commands.add_parser("train", help="train the embedded models from nothing", add_help=False)
+    train.set_defaults(command=_train)
+    train.add_argument("name", choices=TRAINERS)
+    bench = commands.add_parser("bench", help="measure, and print a table", add_help=False)
+    bench.set_defaults(command=_bench)
+    bench.add_argument("name", choices=BENCHMARKS)
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="step k is made with seed N + k (default: 0)")
+    parser.add_argument("--policy", choices=POLICIES, default=POLICIES[0], help=f"default: {POLICIES[0]}")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in the folder at its first gap")
+    parser.add_argument("--models", metavar="DIR", help="a models folder (default: the embedded models)")
+    parser.add_argument("--updates", type=int, metavar="N", help="sampler updates per key image")
+    parser.add_argument("--clip-updates", type=int, metavar="N", help="sampler updates per clip")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+
+
+def _run(args: argparse.Namespace, _own: Sequence[str]) -> int:
+    from .pixels import read_picture
+    from .storyboard import read_plan
+
+    plan, limit = None, None
+    if args.steps is not None and args.steps.isdigit():
+        limit = int(args.steps)
+        if limit < 1:
+            raise KSGenError("--steps is at least 1, got 0.")
+    elif args.steps is not None:
+        plan = read_plan(args.steps)
+    goal = plan.goal if plan and args.goal is None else args.goal
+    if goal is None:
+        raise KSGenError("No goal was given. Say which skill is wanted with --goal, or give a plan file with --steps.")
+    if plan and goal != plan.goal:
+        raise KSGenError(f"--goal is {goal!r}, but the goal of {args.steps} is {plan.goal!r}. Leave --goal out.")
+    return _make(args, read_picture(args.image), goal, plan, limit)
+
+
+def _demo(args: argparse.Namespace, _own: Sequence[str]) -> int:
+    from . import storyboard
+    from .build import MINI
+    from .pixels import read_picture
+
+    if not args.resume and (storyboard.run_settings(args.out) or {}).get("demo"):
+        storyboard.clear(args.out)
+    demo = json.loads((MINI / "demo.json").read_text(encoding="utf-8"))
+    return _make(args, read_picture(MINI / "demo.png"), demo["goal"], None, None, demo=True)
+
+
+def _make(
+    args: argparse.Namespace,
+    image: torch.Tensor,
+    goal: str,
+    plan: Plan | None,
+    limit: int | None,
+    **also: Any,
+) -> int:
+    """Make the storyboard in the folder `args.out`; what `also` says is kept with the run's settings."""
+    import torch
+
+    from . import build, pixels, storyboard
+    from .clips.wan_diffusers import RenderSettings
+    from .keysteps.policies import DrawSettings
+    from .pipeline import run
+    from .types import Query, with_seeds
+
+    query = Query(image, goal)
+    models = build.open_folder(args.models) if args.models else build.embedded()
+    draw_with = DrawSettings(policy=args.policy)
+    if args.updates is not None:
+        draw_with = replace(draw_with, updates=args.updates)
+    render_with = RenderSettings() if args.clip_updates is None else RenderSettings(updates=args.clip_updates)
+    settings = {
+        "goal": goal,
+        "picture": hashlib.sha256(pixels.to_uint8(image).tobytes()).hexdigest()[:16],
+        "seed": args.seed,
+        "steps": limit,
+        "models": str(models.folder) if args.models else "embedded",
+        "draw": asdict(draw_with),
+        "render": asdict(render_with),
+        **also,
+    }
+
+    resumed = None
+    if args.resume and storyboard.is_storyboard(args.out):
+        resumed = storyboard.resume(args.out, settings, with_seeds(plan, args.seed) if plan else None)
+        plan, limit = resumed.plan, None
+
+    if plan is None:
+        retrieve, make_plan = build.planner(models)
+    else:
+        retrieve, make_plan = _no_examples, _always(plan)
+    device, dtype = _device(args.device), getattr(torch, args.dtype)
+    events = run(
+        query,
+        retrieve,
+        make_plan if limit is None else _at_most(limit, make_plan),
+        build.drawer(models, draw_with, device, dtype),
+        build.renderer(models, render_with, device, dtype),
+        seed=args.seed,
+        size=models.picture_size(),
+        chain=args.policy == "last_frame",
+        made=resumed.made() if resumed else None,
+    )
+    try:
+        with closing(events):
+            show(storyboard.keep(events, args.out, settings, resumed))
+    except KeyboardInterrupt:
+        print(f"\nksgen: stopped. What is made lies in {args.out}; go on with --resume.", file=sys.stderr)
+        return 130
+    print(f"{Path(args.out) / storyboard.SHEET}\n{Path(args.out) / storyboard.FILM}")
+    return 0
+
+
+def show(events: Iterable[Event]) -> None:
+    """Go through the events of a run with a progress bar for each stage and a line for each key step of the plan."""
+    from tqdm import tqdm
+
+    from .pipeline import Planned, Update
+
+    bar, work = None, None
+    for event in events:
+        if isinstance(event, Planned):
+            print(event.plan.goal)
+            for number, step in enumerate(event.plan.steps, 1):
+                print(f"  {number}. {step.text}", flush=True)
+        elif isinstance(event, Update):
+            if (event.stage, event.steps) != work:
+                if bar is not None:
+                    bar.close()
+                work = (event.stage, event.steps)
+                numbers = ", ".join(str(step + 1) for step in event.steps)
+                bar = tqdm(total=event.total, desc=f"{event.stage} {numbers}", unit="update", leave=True)
+            bar.update(event.number - bar.n)
+    if bar is not None:
+        bar.close()
+
+
+def _no_examples(_query: Query) -> tuple[Example, ...]:
+    """The retriever of a run whose plan is given."""
+    return ()
+
+
+def _always(plan: Plan) -> Planner:
+    return lambda _query, _examples: plan
+
+
+def _at_most(count: int, make_plan: Planner) -> Planner:
+    """The planner `make_plan`, but of its plan the first `count` steps."""
+
+    def plan(query: Query, examples: Sequence[Example]) -> Plan:
+        whole = make_plan(query, examples)
+        return replace(whole, steps=whole.steps[:count])
+
+    return plan
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name != "auto":
+        return name
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _train(_args: argparse.Namespace, own: Sequence[str]) -> int:
+    from .training.tabletop import main as train_tabletop
+
+    return train_tabletop(list(own)) or 0
+
+
+def _bench(args: argparse.Namespace, own: Sequence[str]) -> int:
+    path = Path(__file__).resolve().parent.parent / "benchmarks" / f"{args.name}.py"
+    if not path.is_file():
+        raise KSGenError(f"{path} is not there. Benchmarks need a clone of the repository; run it from there.")
+    spec = importlib.util.spec_from_file_location(f"ksgen_bench_{args.name}", path)
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up by its name.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module.main(list(own)) or 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

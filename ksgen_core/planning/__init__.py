@@ -1,0 +1,1 @@
+"""Planning: the ordered key steps that reach a goal."""

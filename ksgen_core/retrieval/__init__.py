@@ -1,0 +1,1 @@
+"""Retrieval: plans of skills that resemble the query."""
