@@ -1,0 +1,1 @@
+"""Key-step images: the first picture of every step."""
