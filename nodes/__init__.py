@@ -1,0 +1,42 @@
+"""The ComfyUI nodes of KS-Gen: one visible list of node classes.
+
+Only this folder may import the host (`comfy*`, `folder_paths`, `server`); everything else is in `ksgen_core`.
+"""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import host
+from .clips import KSGenCollectClips, KSGenJoinClips, KSGenRenderClips
+from .keysteps import KSGenDrawKeySteps
+from .models import KSGenLoadModels, KSGenNativeText
+from .plan import KSGenLoadPlan, KSGenPlanFromText, KSGenPlanSkill, KSGenSelectStep, KSGenStepLists
+from .storyboard import KSGenSaveStoryboard, KSGenStoryboard
+
+NODES: list[type[io.ComfyNode]] = [
+    KSGenLoadModels,
+    KSGenPlanSkill,
+    KSGenPlanFromText,
+    KSGenLoadPlan,
+    KSGenDrawKeySteps,
+    KSGenRenderClips,
+    KSGenStoryboard,
+    KSGenJoinClips,
+    KSGenSaveStoryboard,
+    KSGenStepLists,
+    KSGenSelectStep,
+    KSGenNativeText,
+    KSGenCollectClips,
+]
+
+
+class KSGenExtension(ComfyExtension):
+    """What the host's loader asks for."""
+
+    async def on_load(self) -> None:
+        host.register_model_folders()
+        host.offer_example_picture()
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return list(NODES)

@@ -1,0 +1,176 @@
+"""Nodes that render, collect and join clips."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from comfy_api.latest import InputImpl, io
+
+from . import host, sockets
+from .plan import check_key_images
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..ksgen_core.clips.wan_diffusers import ClipModel, RenderSettings
+    from ..ksgen_core.pipeline import StepClip, Update
+    from ..ksgen_core.types import Clip, Plan
+
+KEY_IMAGE = "key image"
+LAST_FRAME = "last frame of the previous clip"
+
+
+class KSGenRenderClips(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="KSGenRenderClips",
+            display_name="Render Clips",
+            category=sockets.CATEGORY,
+            description="Renders one clip per step from its key image and its text.",
+            search_aliases=["image to video", "animate steps", "step clips", "wan", "i2v"],
+            inputs=[
+                sockets.Models.Input("models", tooltip="From 'Load KS-Gen Models'."),
+                sockets.Plan.Input("plan", tooltip="From 'Draw Key Steps', so that the seeds are the same."),
+                io.Image.Input(
+                    "key_images",
+                    display_name="key images",
+                    tooltip="One picture per step, from 'Draw Key Steps' or edited by you.",
+                ),
+                io.Combo.Input(
+                    "start_from",
+                    display_name="start each clip from",
+                    options=[KEY_IMAGE, LAST_FRAME],
+                    default=KEY_IMAGE,
+                    tooltip="Its key image, or the last frame of the clip before it: one unbroken film, in which "
+                    "mistakes add up. Then only the first key image is used, and one picture is enough.",
+                ),
+                io.Int.Input("updates", default=12, min=1, max=1000, tooltip="Sampler updates per clip."),
+                io.Float.Input(
+                    "guidance",
+                    default=1.0,
+                    min=1.0,
+                    max=30.0,
+                    step=0.1,
+                    tooltip="How strongly the step's text steers. 1 turns guidance off and halves the time.",
+                ),
+                io.Int.Input(
+                    "frames", default=17, min=5, max=1001, step=4, tooltip="Frames per clip: 4 times a number, plus 1."
+                ),
+                io.Float.Input(
+                    "fps", default=8.0, min=1.0, max=120.0, step=0.5, tooltip="Frames a second of the clips."
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**64 - 1,
+                    control_after_generate=True,
+                    tooltip="Step k gets this seed + k, unless the plan already fixes a seed for it.",
+                ),
+            ],
+            outputs=[
+                sockets.Clips.Output("clips", display_name="clips", tooltip="One clip per step, in order."),
+                io.Image.Output(
+                    "frames", display_name="frames", tooltip="All frames of all clips, one after the other."
+                ),
+                io.Image.Output(
+                    "key_images", display_name="key images", tooltip="The picture that each clip started from."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        models: host.HostModels,
+        plan: Plan,
+        key_images: torch.Tensor,
+        start_from: str,
+        updates: int,
+        guidance: float,
+        frames: int,
+        fps: float,
+        seed: int,
+    ) -> io.NodeOutput:
+        import torch
+
+        from ..ksgen_core.clips.wan_diffusers import RenderSettings
+        from ..ksgen_core.types import with_seeds
+
+        chain = start_from == LAST_FRAME
+        if not chain:
+            check_key_images(plan, key_images)
+        settings = RenderSettings(updates=updates, guidance=guidance, frames=frames, fps=fps)
+        events = _render(models.clips(), with_seeds(plan, seed), key_images, chain, settings)
+        clips = tuple(done.clip for done in host.watch(events, parts=len(plan.steps)))
+        films = [clip.frames for clip in clips]
+        starts = torch.stack([film[0] for film in films]) if chain else key_images
+        return io.NodeOutput(clips, torch.cat(films), starts)
+
+
+def _render(
+    model: ClipModel, plan: Plan, key_images: torch.Tensor, chain: bool, settings: RenderSettings
+) -> Iterator[Update | StepClip]:
+    """The clips of all steps one after the other; with `chain` each starts where the one before it ended."""
+    from ..ksgen_core.clips.wan_diffusers import render_clip
+    from ..ksgen_core.pipeline import StepClip
+    from ..ksgen_core.pixels import on_8_bit_grid
+
+    start = key_images[0]
+    for step in range(len(plan.steps)):
+        if not chain:
+            start = key_images[step]
+        for event in render_clip(model, start.float().cpu(), plan, step, settings):
+            if isinstance(event, StepClip):
+                start = on_8_bit_grid(event.clip.frames[-1])
+            yield event
+
+
+class KSGenCollectClips(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="KSGenCollectClips",
+            display_name="Collect Clips",
+            category=f"{sockets.CATEGORY}/native",
+            description="Gathers frames that native nodes made step by step into clips.",
+            search_aliases=["frames to clips", "gather clips", "images to clips", "end of list"],
+            is_input_list=True,
+            inputs=[
+                io.Image.Input("frames", tooltip="The frames of each step, as a list, e.g. of VAE Decode."),
+                io.Float.Input(
+                    "fps", default=8.0, min=1.0, max=120.0, step=0.5, tooltip="Frames a second of the clips."
+                ),
+            ],
+            outputs=[sockets.Clips.Output("clips", display_name="clips", tooltip="One clip per item of the list.")],
+        )
+
+    @classmethod
+    def execute(cls, frames: list[torch.Tensor], fps: list[float]) -> io.NodeOutput:
+        from ..ksgen_core.types import Clip
+
+        return io.NodeOutput(tuple(Clip.of(film[..., :3].float().cpu(), fps[0]) for film in frames))
+
+
+class KSGenJoinClips(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="KSGenJoinClips",
+            display_name="Join Clips",
+            category=sockets.CATEGORY,
+            description="Joins the clips of all steps into one video.",
+            search_aliases=["concatenate", "clips to video", "combine video", "skill film"],
+            inputs=[sockets.Clips.Input("clips", tooltip="From 'Render Clips' or 'Collect Clips'.")],
+            outputs=[io.Video.Output("video", display_name="video", tooltip="The whole skill, for Save Video.")],
+        )
+
+    @classmethod
+    def execute(cls, clips: tuple[Clip, ...]) -> io.NodeOutput:
+        from ..ksgen_core.video import write_video
+
+        path = host.temp_file("ksgen_skill.mp4")
+        write_video(path, clips)
+        return io.NodeOutput(InputImpl.VideoFromFile(str(path)))

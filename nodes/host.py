@@ -1,0 +1,234 @@
+"""The host's services for the core: model folders, memory, progress with previews, cancelling.
+
+torch and the core's models are imported inside the functions that need them: loading the pack loads neither.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import folder_paths
+
+from ..ksgen_core.errors import KSGenError
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..ksgen_core.build import Models
+    from ..ksgen_core.clips.wan_diffusers import ClipModel
+    from ..ksgen_core.keysteps.sdxl_diffusers import KeyStepModel
+    from ..ksgen_core.pipeline import KeyImage, StepClip, Update
+
+log = logging.getLogger("ksgen")
+
+EMBEDDED = "embedded"
+MODEL_FOLDER = "ksgen"
+EXAMPLE_PICTURE = "ksgen_example.png"
+MINI = Path(__file__).resolve().parent.parent / "ksgen_core" / "mini"
+
+
+def register_model_folders() -> None:
+    """Let the host know `models/ksgen` and list the embedded clip weights in its own loaders.
+
+    `add_model_folder_path` adds to what the user's yaml file set, it replaces nothing.
+    """
+    folder_paths.add_model_folder_path(MODEL_FOLDER, str(Path(folder_paths.models_dir) / MODEL_FOLDER))
+    for kind in ("diffusion_models", "vae"):
+        folder_paths.add_model_folder_path(kind, str(MINI / "native" / kind))
+
+
+def offer_example_picture() -> None:
+    """Put the picture of our templates into the host's input folder, where `LoadImage` looks, unless it is there.
+
+    A folder that cannot be written is not an error: then only the templates miss their picture.
+    """
+    source, target = MINI / "demo.png", Path(folder_paths.get_input_directory()) / EXAMPLE_PICTURE
+    if target.exists() or not source.exists():
+        return
+    try:
+        shutil.copyfile(source, target)
+    except OSError as error:
+        log.info("The example picture was not copied to %s: %s", target, error)
+
+
+def model_folder_names() -> list[str]:
+    """What the load node offers: the embedded models, then every complete folder in the host's `ksgen` folders."""
+    found = {
+        path.name
+        for root in folder_paths.get_folder_paths(MODEL_FOLDER)
+        if Path(root).is_dir()
+        for path in Path(root).iterdir()
+        if (path / "keysteps").is_dir() or (path / "clips").is_dir()
+    }
+    return [EMBEDDED, *sorted(found - {EMBEDDED})]
+
+
+def open_models(name: str) -> HostModels:
+    """The models called `name`. Raises `KSGenError` for an unknown name, with the folders that were looked at."""
+    from ..ksgen_core import build
+
+    if name == EMBEDDED:
+        return HostModels(build.embedded())
+    roots = folder_paths.get_folder_paths(MODEL_FOLDER)
+    for root in roots:
+        if (Path(root) / name).is_dir():
+            return HostModels(build.open_folder(Path(root) / name))
+    raise KSGenError(f"There is no models folder {name!r}. Put it into {' or '.join(roots)}.")
+
+
+class HostModels:
+    """A models folder whose parts are loaded when first used, and moved to the device by the host's memory management.
+
+    What travels on the KSGEN_MODELS wire. The host caches it, so a part is read from disk once.
+    """
+
+    def __init__(self, models: Models) -> None:
+        self.models = models
+        self._loaded: dict[str, Any] = {}
+        self._patchers: dict[str, list[Any]] = {}
+
+    def key_steps(self) -> KeyStepModel:
+        """The key image model, ready on the host's device."""
+        return self._ready("key_steps")
+
+    def clips(self) -> ClipModel:
+        """The clip model, ready on the host's device."""
+        return self._ready("clips")
+
+    def _ready(self, stage: str) -> Any:
+        import comfy.model_management as memory
+
+        device = memory.get_torch_device()
+        if stage not in self._loaded:
+            require_packages()
+            model = getattr(self.models, stage)(memory.unet_offload_device(), dtype_for(device))
+            self._patchers[stage] = [_patcher(part, device) for part in model.parts().values()]
+            self._loaded[stage] = model
+        memory.load_models_gpu(self._patchers[stage])
+        return self._loaded[stage]
+
+
+def _patcher(part: torch.nn.Module, device: torch.device) -> Any:
+    """The host's handle on one component.
+
+    The holder is needed because the patcher writes `.device`, which diffusers and transformers models refuse.
+    The class is looked up at call time: the host replaces it when it turns dynamic memory on.
+    """
+    import comfy.model_management
+    import comfy.model_patcher
+    import torch
+
+    holder = torch.nn.Module()
+    holder.inner = part
+    offload = comfy.model_management.unet_offload_device()
+    holder.device = offload
+    return comfy.model_patcher.CoreModelPatcher(holder, load_device=device, offload_device=offload)
+
+
+def dtype_for(device: torch.device) -> torch.dtype:
+    """bfloat16 or float16 where the host would use it on this device, else float32."""
+    import comfy.model_management as memory
+    import torch
+
+    if memory.is_device_cpu(device):
+        return torch.float32
+    if memory.should_use_bf16(device):
+        return torch.bfloat16
+    return torch.float16 if memory.should_use_fp16(device) else torch.float32
+
+
+def require_packages() -> None:
+    """Raise `KSGenError` with the remedy if a package of ours is missing in the host's Python."""
+    if missing := [name for name in ("diffusers", "transformers") if importlib.util.find_spec(name) is None]:
+        requirements = Path(__file__).resolve().parent.parent / "requirements.txt"
+        raise KSGenError(
+            f"KS-Gen needs the Python package(s) {', '.join(missing)}, which ComfyUI's Python lacks. "
+            f"Run ComfyUI's python with: -m pip install -r {requirements}"
+        )
+
+
+def watch(events: Iterator[Update | KeyImage | StepClip], parts: int = 1) -> Iterator[KeyImage | StepClip]:
+    """Pass on what a stage finishes, while the host shows progress and previews and may cancel after every update.
+
+    `parts` is how many runs of the sampler `events` holds one after the other. Closing `events` on the way out frees
+    what the stage held when the host's interrupt, which nobody here catches, goes through.
+    """
+    import comfy.utils
+    from comfy.model_management import throw_exception_if_processing_interrupted
+
+    from ..ksgen_core.pipeline import Update
+
+    bar: Any = None
+    before = last = 0
+    with closing(events):
+        for event in events:
+            throw_exception_if_processing_interrupted()
+            if not isinstance(event, Update):
+                yield event
+                continue
+            if bar is None:
+                bar = comfy.utils.ProgressBar(event.total * parts)
+            if event.number <= last:
+                before += event.total
+            last = event.number
+            bar.update_absolute(before + event.number, max(event.total * parts, before + event.total), _preview(event))
+
+
+def _preview(event: Update) -> tuple[str, Any, int] | None:
+    """The host's preview tuple: format, PIL picture, longest side."""
+    if event.preview is None:
+        return None
+    from comfy.cli_args import args
+
+    from ..ksgen_core.pixels import to_pil
+
+    return "JPEG", to_pil(event.preview), args.preview_size
+
+
+def check_interrupt() -> None:
+    """Stop here if the user cancelled; for work of ours that yields no updates."""
+    from comfy.model_management import throw_exception_if_processing_interrupted
+
+    throw_exception_if_processing_interrupted()
+
+
+def temp_file(name: str) -> Path:
+    """A path in the host's temporary folder that no file has yet."""
+    folder = Path(folder_paths.get_temp_directory())
+    folder.mkdir(parents=True, exist_ok=True)
+    stem, suffix = Path(name).stem, Path(name).suffix
+    number = 1
+    while (path := folder / f"{stem}_{number:05}{suffix}").exists():
+        number += 1
+    return path
+
+
+def output_folder(prefix: str) -> Path:
+    """A folder in the host's output folder that does not exist yet: `<prefix>_00001` and so on."""
+    full, name, counter, _subfolder, _prefix = folder_paths.get_save_image_path(
+        prefix, folder_paths.get_output_directory()
+    )
+    folder = Path(full) / f"{name}_{counter:05}"
+    while folder.exists():
+        counter += 1
+        folder = Path(full) / f"{name}_{counter:05}"
+    return folder
+
+
+def plan_files() -> list[str]:
+    """The JSON files in the host's input folder."""
+    return sorted(path.name for path in Path(folder_paths.get_input_directory()).glob("*.json"))
+
+
+def input_file(name: str) -> Path:
+    """The file `name` of the host's input folder. Raises `KSGenError` if there is none."""
+    path = Path(folder_paths.get_annotated_filepath(name))
+    if not path.is_file():
+        raise KSGenError(f"There is no file {name!r} in {folder_paths.get_input_directory()}. Put the plan file there.")
+    return path

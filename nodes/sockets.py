@@ -1,0 +1,16 @@
+"""The wires of our own. Everything else travels as the host's native types."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+Models = io.Custom("KSGEN_MODELS")
+"""A `host.HostModels`."""
+
+Plan = io.Custom("KSGEN_PLAN")
+"""A `ksgen_core.types.Plan`."""
+
+Clips = io.Custom("KSGEN_CLIPS")
+"""A tuple of `ksgen_core.types.Clip`, one per step."""
+
+CATEGORY = "KS-Gen"

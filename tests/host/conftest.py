@@ -1,0 +1,68 @@
+"""A ComfyUI server for the tests of this folder, or one loud line that says that there is none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from comfy_server import HOW_TO_GET_A_HOST, Server, find_host, new_base_folder, run_in_host
+
+HERE = Path(__file__).parent
+NO_HOST = "no ComfyUI"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if find_host() is not None:
+        return
+    ours = [item for item in items if HERE in item.path.parents]
+    for item in ours:
+        item.add_marker(pytest.mark.skip(reason=NO_HOST))
+    config.stash[SKIPPED] = len(ours)
+
+
+SKIPPED = pytest.StashKey[int]()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if count := config.stash.get(SKIPPED, 0):
+        terminalreporter.write_line(f"NO COMFYUI FOUND: {count} host tests were SKIPPED. {HOW_TO_GET_A_HOST}", red=True)
+
+
+TEXTS = ["put the tea bag into the mug", "pour hot water into the mug", "stir the tea with the spoon"]
+GOAL = "make a cup of tea"
+
+
+def add_tiny_models(folder: Path) -> None:
+    """A complete models folder, untrained and minimal, so that every node runs in seconds."""
+    from ksgen_core.clips.wan_native import export_native
+    from ksgen_core.training import sdxl_folder, wan_folder
+    from ksgen_core.types import KeyStep, Plan
+
+    sdxl_folder.new_sdxl_folder(folder, TEXTS, sdxl_folder.TINY, seed=0)
+    wan_folder.new_wan_folder(folder, TEXTS, wan_folder.TINY, seed=0)
+    export_native(folder / "clips", folder / "native")
+    plan = Plan(GOAL, tuple(KeyStep(text) for text in TEXTS), planner="by hand")
+    (folder / "library.jsonl").write_text(json.dumps(plan.to_json()) + "\n", encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base folder of the server, with a folder `tiny` of untrained models beside the embedded ones."""
+    folder = new_base_folder(tmp_path_factory.mktemp("comfy") / "base")
+    add_tiny_models(folder / "models" / "ksgen" / "tiny")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(base: Path):
+    server = Server(base)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """What the host's own loader says about the pack, in a process of its own."""
+    folder = new_base_folder(tmp_path_factory.mktemp("pack") / "base")
+    return run_in_host(HERE / "inspect_pack.py", str(folder))

@@ -1,0 +1,81 @@
+"""Run by the host's Python: load the pack with the host's own loader and print what it registered, as JSON.
+
+Arguments: the base folder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import logging
+import os
+import sys
+import time
+
+base = sys.argv[1]
+sys.argv = ["main.py", "--cpu", "--base-directory", base]
+sys.path.insert(0, os.getcwd())
+
+import comfy.options  # noqa: E402  the host's modules are found through the line above
+
+comfy.options.enable_args_parsing()
+
+import nodes  # noqa: E402  the host's, not ours
+
+# What a running host has imported by the time it comes to the packs.
+import comfy_config.config_parser  # noqa: E402, F401  isort: skip
+import comfy_extras.nodes_video  # noqa: E402, F401  isort: skip
+import server  # noqa: E402, F401
+
+
+class Collect(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+def describe(cls) -> dict:
+    schema = cls.GET_SCHEMA()
+    inputs = [part for one in schema.inputs for part in one.get_all()]
+    return {
+        "id": schema.node_id,
+        "class": cls.__name__,
+        "category": schema.category,
+        "display_name": schema.display_name,
+        "description": schema.description,
+        "search_aliases": schema.search_aliases,
+        "inputs": {one.id: one.tooltip for one in inputs},
+        "input_names": {one.id: one.display_name or one.id.replace("_", " ") for one in inputs},
+        "output_names": [one.display_name for one in schema.outputs],
+        "outputs": {one.id: one.tooltip for one in schema.outputs},
+        "parameters": [name for name in inspect.signature(cls.execute).parameters if name != "cls"],
+        "required": [one.id for one in inputs if not one.optional],
+        "parameters_without_default": [
+            p.name
+            for p in inspect.signature(cls.execute).parameters.values()
+            if p.default is p.empty and p.name != "cls"
+        ],
+    }
+
+
+warnings = Collect()
+logging.getLogger().addHandler(warnings)
+known_nodes, known_modules = set(nodes.NODE_CLASS_MAPPINGS), set(sys.modules)
+start = time.perf_counter()
+loaded = asyncio.run(nodes.load_custom_node(os.path.join(base, "custom_nodes", "KS-Gen"), set(known_nodes)))
+seconds = time.perf_counter() - start
+new_modules = sorted(set(sys.modules) - known_modules)
+pack_nodes = [cls for name, cls in nodes.NODE_CLASS_MAPPINGS.items() if name not in known_nodes]
+report = {
+    "loaded": loaded,
+    "seconds": seconds,
+    "warnings": warnings.lines,
+    "new_modules": new_modules,
+    "nodes": [describe(cls) for cls in pack_nodes],
+}
+print()
+print(json.dumps(report))

@@ -1,0 +1,85 @@
+"""What the host's own loader finds in the pack."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from comfy_server import REPO
+
+IDS = [
+    "KSGenLoadModels",
+    "KSGenPlanSkill",
+    "KSGenPlanFromText",
+    "KSGenLoadPlan",
+    "KSGenDrawKeySteps",
+    "KSGenRenderClips",
+    "KSGenStoryboard",
+    "KSGenJoinClips",
+    "KSGenSaveStoryboard",
+    "KSGenStepLists",
+    "KSGenSelectStep",
+    "KSGenNativeText",
+    "KSGenCollectClips",
+]
+"""Saved workflows name these: an id may be added, never renamed or removed."""
+
+
+def test_the_pack_loads_without_a_warning_and_registers_every_id(pack):
+    assert pack["loaded"] is True
+    assert pack["warnings"] == []
+    assert {node["id"] for node in pack["nodes"]} == set(IDS)
+
+
+def test_loading_costs_under_100_ms_and_imports_no_heavy_package(pack):
+    assert pack["seconds"] < 0.1
+    ours = [name for name in pack["new_modules"] if "KS-Gen" in name]
+    assert ours
+    packages = {name.split(".")[0] for name in pack["new_modules"] if name not in ours}
+    assert not packages & {"torch", "diffusers", "transformers", "accelerate", "torchvision", "PIL", "av", "numpy"}
+
+
+def test_schema_ids_are_the_parameters_of_execute(pack):
+    for node in pack["nodes"]:
+        assert list(node["inputs"]) == node["parameters"], node["id"]
+        assert node["required"] == node["parameters_without_default"], node["id"]
+
+
+def test_every_node_says_what_it_is(pack):
+    for node in pack["nodes"]:
+        assert node["class"] == node["id"]
+        assert node["category"].split("/")[0] == "KS-Gen"
+        assert " " in node["display_name"] and not node["display_name"].startswith("KSGen"), node["id"]
+        assert node["description"] and node["search_aliases"], node["id"]
+        for name, tooltip in [*node["inputs"].items(), *node["outputs"].items()]:
+            assert tooltip, f"{node['id']}.{name} has no tooltip"
+        assert len(node["outputs"]) > 0
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_every_node_has_a_help_page(name):
+    text = (REPO / "web" / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    assert text.startswith("# ") and len(text) > 80
+
+
+def test_the_english_texts_cover_every_node_and_socket(pack):
+    texts = json.loads((REPO / "locales/en/nodeDefs.json").read_text(encoding="utf-8"))
+    assert set(texts) == set(IDS)
+    for node in pack["nodes"]:
+        text = texts[node["id"]]
+        assert text["display_name"] == node["display_name"] and text["description"] == node["description"]
+        assert set(text["inputs"]) == set(node["inputs"])
+        assert {name: one["tooltip"] for name, one in text["inputs"].items()} == node["inputs"]
+        assert [one["tooltip"] for one in text["outputs"].values()] == list(node["outputs"].values())
+
+
+def test_what_the_server_tells_the_front_end(server):
+    info = server.get("/object_info")
+    assert set(IDS) <= set(info)
+    assert "embedded" in info["KSGenLoadModels"]["input"]["required"]["folder"][1]["options"]
+    assert "tiny" in info["KSGenLoadModels"]["input"]["required"]["folder"][1]["options"]
+    assert set(server.get("/i18n")["en"]["nodeDefs"]) >= set(IDS)
+    assert server.get_bytes("/extensions/KS-Gen/docs/KSGenPlanSkill.md").startswith(b"# Plan a Skill")
+    log = server.log()
+    assert "IMPORT FAILED" not in log
+    assert not [line for line in log.splitlines() if "KS-Gen" in line and ("WARNING" in line or "ERROR" in line)]
