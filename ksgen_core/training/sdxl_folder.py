@@ -56,10 +56,10 @@ class SDXLSizes:
 
 MINI = SDXLSizes(
     picture=128,
-    vae_channels=(24, 40, 64, 64),
+    vae_channels=(16, 32, 64, 96),
     vae_layers=1,
     latent_channels=8,
-    unet_channels=(64, 96, 128),
+    unet_channels=(64, 128, 224),
     unet_heads=(2, 3, 4),
     groups=8,
     time_width=32,
@@ -146,6 +146,7 @@ def _new_model(folder: Path, sizes: SDXLSizes) -> KeyStepModel:
         sample_size=sizes.picture,
         scaling_factor=1.0,
         force_upcast=False,
+        mid_block_add_attention=False,
     )
     unet = UNet2DConditionModel(
         sample_size=sizes.picture // 2 ** (len(sizes.vae_channels) - 1),
