@@ -1,0 +1,1 @@
+"""Measures of key images, clips and plans."""

@@ -1,0 +1,133 @@
+"""Train the judges of the Tabletop benchmark on true renders: one reads states and colours, one reads the action."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..metrics.tabletop_judge import CLIP_FRAMES, Judge, JudgeConfig
+from ..tabletop.instances import make
+from ..tabletop.scene import COLOURS
+from ..tabletop.skills import SKILLS
+from ..tabletop.world import HEADS
+from .loop import Progress, Recipe, fit
+from .pool import COLOURED, STEPS, build_pool, colours, facts, step_class
+
+STATE_OUTPUTS = (*(1 + len(values) for _, _, values in HEADS), *(1 + len(COLOURS) for _ in COLOURED))
+
+
+def to_pictures(images: np.ndarray) -> Tensor:
+    """uint8 [B, S, S, 3] -> float [B, 3, S, S] in 0..1."""
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
+
+
+def soften(pictures: Tensor, generator: torch.Generator) -> Tensor:
+    """Half of the batches slightly blurred, scaled or noisy, so that the judge reads shapes and not pixels."""
+    kind = int(torch.randint(4, (), generator=generator))
+    if kind == 1:
+        pictures = F.avg_pool2d(pictures, 3, 1, 1, count_include_pad=False)
+    elif kind == 2:
+        size = pictures.shape[-1]
+        small = F.interpolate(pictures, scale_factor=0.5, mode="area")
+        pictures = F.interpolate(small, size=(size, size), mode="bilinear")
+    if kind:
+        pictures = pictures + 0.03 * torch.randn(pictures.shape, generator=generator)
+    dx, dy = (int(v) for v in torch.randint(-3, 4, (2,), generator=generator))
+    return torch.roll(pictures, (dy, dx), (2, 3)).clamp(0, 1)
+
+
+def _fit(name: str, judge: Judge, batch: Callable[[torch.Generator], tuple[Tensor, Tensor]], recipe: Recipe, run: Path) -> Iterator[Progress]:
+    def losses_of(_: int, generator: torch.Generator) -> dict[str, Tensor]:
+        pictures, labels = batch(generator)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = judge(pictures)
+        return {"loss": torch.stack([F.cross_entropy(x.float(), labels[:, k]) for k, x in enumerate(logits)]).sum()}
+
+    judge.train()
+    yield from fit(name, judge, losses_of, recipe, run)
+    judge.eval()
+    judge.save(run / f"{name}.safetensors")
+
+
+STATE_RECIPE = Recipe(iterations=4000, batch=48, rate=2e-3, decay=0.02, clip=10.0)
+ACTION_RECIPE = Recipe(iterations=1500, batch=48, rate=2e-3, decay=0.02, clip=10.0)
+
+
+def train_state_judge(run: Path, recipe: Recipe = STATE_RECIPE, instances: int = 7000) -> Iterator[Progress]:
+    """Writes `<run>/state_judge.safetensors`."""
+    pool = build_pool(run / "judge", "judge", range(instances), every_skill=True)
+    labels = torch.from_numpy(np.concatenate([pool.facts, pool.colours], 1)).long()
+
+    def batch(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        rows = torch.randint(len(labels), (recipe.batch,), generator=generator)
+        return soften(to_pictures(pool.images[np.sort(rows.numpy())]), generator), labels[rows.sort().values]
+
+    torch.manual_seed(0)
+    judge = Judge(JudgeConfig(1, STATE_OUTPUTS))
+    yield from _fit("state_judge", judge, batch, recipe, run)
+
+
+def clip_frames(pool_folder: Path, instances: int) -> tuple[np.ndarray, np.ndarray]:
+    """The frames CLIP_FRAMES of every clip of these instances, uint8 [N, 128, 128, 12], and their step classes [N]."""
+    path = pool_folder / f"frames-{instances}.npz"
+    if not path.exists():
+        pool_folder.mkdir(parents=True, exist_ok=True)
+        frames, classes = [], []
+        for seed in range(instances):
+            instance = make("judge-clips", seed, SKILLS)
+            for k, step in enumerate(instance.run.steps):
+                film = instance.film(k)[list(CLIP_FRAMES)]
+                frames.append(np.concatenate(list(film), -1))
+                classes.append(step_class(step))
+        np.savez(path, frames=np.stack(frames), classes=np.array(classes, np.int64))
+    data = np.load(path)
+    return data["frames"], data["classes"]
+
+
+def train_action_judge(run: Path, recipe: Recipe = ACTION_RECIPE, instances: int = 3000) -> Iterator[Progress]:
+    """Writes `<run>/action_judge.safetensors`."""
+    frames, classes = clip_frames(run / "judge-clips", instances)
+    labels = torch.from_numpy(classes)[:, None]
+
+    def batch(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        rows = torch.randint(len(labels), (recipe.batch,), generator=generator)
+        return soften(to_pictures(frames[rows.numpy()]), generator), labels[rows]
+
+    torch.manual_seed(0)
+    judge = Judge(JudgeConfig(len(CLIP_FRAMES), (len(STEPS),)))
+    yield from _fit("action_judge", judge, batch, recipe, run)
+
+
+def own_accuracy(state_judge: Judge, action_judge: Judge, instances: int = 200) -> dict[str, float]:
+    """What the judges reach on true renders of instances never trained on (both splits of the benchmark).
+
+    `state`: share of pictures with every fact of the cast right; `fact`: share of facts; `colour`; `action`.
+    """
+    exact, fact_hits, colour_hits, action_hits = [], [], [], []
+    for split in ("seen", "unseen"):
+        for seed in range(10_000, 10_000 + instances):
+            instance = make(split, seed)
+            cast = torch.tensor([name in instance.run.skill.cast for name, _, _ in HEADS])
+            for k, step in enumerate(instance.run.steps):
+                film = instance.film(k)
+                got = state_judge.read(to_pictures(film[:1]))[0]
+                true = torch.from_numpy(np.concatenate([facts(instance, k), colours(instance, k)])).long()
+                hits = got == true
+                exact.append(bool(hits[: len(HEADS)][cast].all()))
+                fact_hits += hits[: len(HEADS)][cast].tolist()
+                colour_hits += hits[len(HEADS) :][true[len(HEADS) :] > 0].tolist()
+                stacked = np.concatenate(list(film[list(CLIP_FRAMES)]), -1)[None]
+                action_hits.append(int(action_judge.read(to_pictures(stacked))[0, 0]) == step_class(step))
+    return {
+        "state": float(np.mean(exact)),
+        "fact": float(np.mean(fact_hits)),
+        "colour": float(np.mean(colour_hits)),
+        "action": float(np.mean(action_hits)),
+    }
+
+

@@ -1,0 +1,129 @@
+"""One training loop for every model: AdamW under a cosine, moving average, checkpoints, resume, a log of losses.
+
+The random numbers of an iteration depend on its number alone, so a run that was killed and resumed goes on as if it
+had not been.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one part is trained. `ema` 0 keeps no moving average; `clip` is the largest gradient norm."""
+
+    iterations: int
+    batch: int
+    rate: float
+    warm_up: int = 100
+    decay: float = 0.01
+    ema: float = 0.0
+    clip: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1 or self.batch < 1 or self.rate <= 0:
+            raise ValueError(f"a recipe needs iterations >= 1, batch >= 1 and rate > 0, got {self}")
+
+    def rate_at(self, iteration: int) -> float:
+        """Linear warm-up, then half a cosine down to a twentieth."""
+        done = iteration / self.iterations
+        return self.rate * min(1.0, (iteration + 1) / self.warm_up) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """After iteration `iteration` of `total`: mean losses since the last report and seconds an iteration."""
+
+    name: str
+    iteration: int
+    total: int
+    losses: dict[str, float]
+    seconds: float
+
+    def __str__(self) -> str:
+        losses = " ".join(f"{key} {value:.4f}" for key, value in self.losses.items())
+        return f"{self.name} {self.iteration}/{self.total} {losses} {self.seconds:.2f} s/it"
+
+
+def fit(
+    name: str,
+    model: nn.Module,
+    losses_of: Callable[[int, torch.Generator], dict[str, Tensor]],
+    recipe: Recipe,
+    run: Path,
+    *,
+    report: int = 50,
+    keep: int = 250,
+) -> Iterator[Progress]:
+    """Train `model` in place; yields a `Progress` every `report` iterations, keeps a checkpoint every `keep`.
+
+    `losses_of(iteration, generator)` gives named losses; their sum is minimised. State lies in `<run>/<name>.state`, the
+    log in `<run>/<name>.log.jsonl`. At the end the moving average, if any, is what the model holds. A finished training
+    is not done again: the model is loaded from its state.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    path = run / f"{name}.state"
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(parameters, lr=recipe.rate, weight_decay=recipe.decay, betas=(0.9, 0.99))
+    average = {k: v.detach().clone() for k, v in model.state_dict().items()} if recipe.ema else {}
+    start = 0
+    if path.exists():
+        state = torch.load(path, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        average, start = state["average"], state["iteration"]
+    sums: dict[str, float] = {}
+    clock = time.monotonic()
+    for iteration in range(start, recipe.iterations):
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.rate_at(iteration)
+        torch.manual_seed(recipe.seed * 1_000_003 + iteration)  # dropout
+        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + iteration)
+        losses = losses_of(iteration, generator)
+        total = torch.stack(list(losses.values())).sum()
+        optimiser.zero_grad(set_to_none=True)
+        total.backward()
+        nn.utils.clip_grad_norm_(parameters, recipe.clip)
+        optimiser.step()
+        if average:
+            _follow(average, model, min(recipe.ema, (iteration + 1) / (iteration + 10)))
+        for key, value in losses.items():
+            sums[key] = sums.get(key, 0.0) + float(value.detach()) / report
+        done = iteration + 1
+        if done % report == 0:
+            progress = Progress(name, done, recipe.iterations, sums, (time.monotonic() - clock) / report)
+            with open(run / f"{name}.log.jsonl", "a") as log:
+                log.write(json.dumps({"iteration": done, "rate": recipe.rate_at(iteration), **sums}) + "\n")
+            yield progress
+            sums, clock = {}, time.monotonic()
+        if done % keep == 0 or done == recipe.iterations:
+            _save(path, model, optimiser, average, done)
+    if average:
+        model.load_state_dict(average)
+
+
+@torch.no_grad()
+def _follow(average: dict[str, Tensor], model: nn.Module, decay: float) -> None:
+    for key, value in model.state_dict().items():
+        if value.is_floating_point():
+            average[key].lerp_(value.to(average[key].dtype), 1 - decay)
+        else:
+            average[key].copy_(value)
+
+
+def _save(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, average: dict[str, Tensor], iteration: int) -> None:
+    temporary = path.with_suffix(".tmp")
+    state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "average": average, "iteration": iteration}
+    torch.save(state, temporary)
+    os.replace(temporary, path)

@@ -1,0 +1,125 @@
+"""A pool of Tabletop pictures on disk with everything that is known about them: rendered once, read by every trainer.
+
+Legend: N pictures, H = len(HEADS) facts, K = len(COLOURED) coloured objects. A label is 0 where the object is not in the
+picture, else 1 + the index of its value.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+from ..tabletop.instances import Instance, make
+from ..tabletop.scene import COLOURS
+from ..tabletop.skills import SKILLS, Step
+from ..tabletop.world import HEADS, KINDS
+
+COLOURED = tuple(kind.name for kind in KINDS.values() if kind.coloured)
+STEPS: tuple[tuple[str, str, str], ...] = tuple(
+    dict.fromkeys((s.action, s.obj, s.target) for skill in SKILLS for s in skill.steps)
+)
+"""Every (action, object, target) of this world: the classes of an action judge."""
+
+
+def step_class(step: Step) -> int:
+    return STEPS.index((step.action, step.obj, step.target))
+
+
+def facts(instance: Instance, step: int, *, after: bool = False) -> np.ndarray:
+    """Labels [H] of the picture before (or at the end of) a step."""
+    state = instance.run.states[step + after]
+    places = instance.shots[step].places
+    labels = np.zeros(len(HEADS), np.int8)
+    for k, (name, attribute, values) in enumerate(HEADS):
+        if name not in places:
+            continue
+        if name in state:
+            labels[k] = 1 + values.index(state[name][attribute])
+        elif name in instance.room.bystanders:
+            labels[k] = 1
+    return labels
+
+
+def colours(instance: Instance, step: int, *, after: bool = False) -> np.ndarray:
+    """Labels [K] of the colours of the objects in the picture."""
+    state, room = instance.run.states[step + after], instance.room
+    labels = np.zeros(len(COLOURED), np.int8)
+    for k, name in enumerate(COLOURED):
+        if name in instance.shots[step].places and (name in state or name in room.bystanders):
+            labels[k] = 1 + COLOURS.index(room.looks[name].colour)
+    return labels
+
+
+@dataclass(frozen=True)
+class Pool:
+    """`images` uint8 [N, 128, 128, 3] (on disk), `facts` [N, H], `colours` [N, K], `steps` [N] class, `instance`, `index` [N].
+
+    `index` is the step's number, -1 for the last frame of the last clip. `texts[i]` are the step texts of instance i,
+    `goals[i]` its goal.
+    """
+
+    images: np.ndarray
+    facts: np.ndarray
+    colours: np.ndarray
+    steps: np.ndarray
+    instance: np.ndarray
+    index: np.ndarray
+    texts: list[list[str]]
+    goals: list[str]
+
+    @classmethod
+    def open(cls, folder: Path) -> Pool:
+        labels = np.load(folder / "labels.npz")
+        words = json.loads((folder / "words.json").read_text())
+        images = np.load(folder / "images.npy", mmap_mode="r")
+        names = ("facts", "colours", "steps", "instance", "index")
+        return cls(images, *(labels[n] for n in names), words["texts"], words["goals"])
+
+
+def _render(task: tuple[str, int, bool]) -> tuple[list, list[str], str]:
+    split, seed, every_skill = task
+    instance = make(split, seed, SKILLS if every_skill else None)
+    rows = []
+    for k, step in enumerate(instance.run.steps):
+        rows.append((instance.first_frame(k), facts(instance, k), colours(instance, k), step_class(step), k))
+    last = len(rows) - 1
+    end = instance.film(last, frames=2)[-1]
+    rows.append((end, facts(instance, last, after=True), colours(instance, last, after=True), rows[-1][3], -1))
+    return rows, list(instance.run.texts), instance.run.goal
+
+
+def build_pool(folder: Path, split: str, seeds: Sequence[int], *, every_skill: bool = False, workers: int = 2) -> Pool:
+    """Render the instances with these seeds into `folder`, unless they are there already."""
+    stamp = {"split": split, "first": seeds[0], "count": len(seeds), "every_skill": every_skill}
+    if (folder / "stamp.json").exists() and json.loads((folder / "stamp.json").read_text()) == stamp:
+        return Pool.open(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tasks = [(split, seed, every_skill) for seed in seeds]
+    images, rows, texts, goals, ids = [], [], [], [], []
+    with get_context("spawn").Pool(workers) as processes:
+        for number, (found, words, goal) in enumerate(processes.imap(_render, tasks, chunksize=16)):
+            texts.append(words)
+            goals.append(goal)
+            for image, *labels in found:
+                images.append(image)
+                rows.append(labels)
+                ids.append(number)
+    np.save(folder / "images.npy", np.stack(images))
+    np.savez(
+        folder / "labels.npz",
+        facts=np.stack([r[0] for r in rows]),
+        colours=np.stack([r[1] for r in rows]),
+        steps=np.array([r[2] for r in rows], np.int16),
+        instance=np.array(ids, np.int32),
+        index=np.array([r[3] for r in rows], np.int8),
+    )
+    (folder / "words.json").write_text(json.dumps({"texts": texts, "goals": goals}))
+    (folder / "stamp.json").write_text(json.dumps(stamp))
+    return Pool.open(folder)
+
+
