@@ -13,7 +13,6 @@ text, C their width, P pooled width, M image encoder's states of width E, N imag
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import KSGenError
+from .draw import Condition, draw_key_steps
 from .ip_adapter_plus import install, read
 from .sdxl_files import (
     ADAPTER_FILE,
@@ -31,24 +31,12 @@ from .sdxl_files import (
     check,
     mean_and_std,
     quietly,
+    read_parts,
     save_folder,
-    variant,
 )
 from .skill_transformer import SkillTransformer
 
-
-@dataclass(frozen=True)
-class Condition:
-    """What steers the backbone, for a batch of B pictures.
-
-    text [B, L, C], pooled [B, P], image_tokens [B, N, C] or None without an adapter, reference [B, Z, h, w]: the
-    latents beside the noise, None means none (zeros in a backbone that has room for them).
-    """
-
-    text: Tensor
-    pooled: Tensor
-    image_tokens: Tensor | None = None
-    reference: Tensor | None = None
+__all__ = ["Condition", "KeyStepModel", "draw_key_steps"]
 
 
 class KeyStepModel:
@@ -80,42 +68,42 @@ class KeyStepModel:
     def load(
         cls, folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> KeyStepModel:
-        """Read the folder. Raises `KSGenError`, naming the file, if something is missing, cut off or of another kind."""
+        """Read the folder. Raises `KSGenError`, naming the file, if one is missing, cut off or of another kind."""
         folder = Path(folder)
         check(folder)
-        from diffusers import StableDiffusionXLPipeline
-        from transformers import CLIPVisionModelWithProjection
-
-        image_encoder, adapter, skill = None, None, None
-        mean, std = mean_and_std(folder / "image_encoder/preprocessor_config.json")
         with quietly():
-            try:
-                pipe = StableDiffusionXLPipeline.from_pretrained(
-                    str(folder), variant=variant(folder), dtype=dtype, local_files_only=True, add_watermarker=False
-                )
-                if (folder / "image_encoder/config.json").is_file():
-                    image_encoder = CLIPVisionModelWithProjection.from_pretrained(
-                        str(folder / "image_encoder"), dtype=dtype, local_files_only=True
-                    )
-            except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
-                raise KSGenError(
-                    f"The key-step model in {folder} cannot be loaded: {error} Check its files."
-                ) from error
-            if (folder / ADAPTER_FILE).is_file():
-                adapter = read(folder / ADAPTER_FILE)
+            pipe, image_encoder = read_parts(folder, dtype)
+            adapter = read(folder / ADAPTER_FILE) if (folder / ADAPTER_FILE).is_file() else None
+            skill = None
             if (folder / SKILL_TRANSFORMER_FILE).is_file():
                 skill = SkillTransformer.load(folder / SKILL_TRANSFORMER_FILE, device, dtype)
+            mean, std = mean_and_std(folder / "image_encoder/preprocessor_config.json")
             try:
                 model = cls(pipe, image_encoder, adapter, skill, mean, std, folder)
             except (KeyError, ValueError, RuntimeError) as error:
-                raise KSGenError(
-                    f"{folder / ADAPTER_FILE} does not fit the UNet ({error}). Use one made for it."
-                ) from error
+                name = folder / ADAPTER_FILE
+                raise KSGenError(f"{name} does not fit the UNet ({error}). Use one made for it.") from error
         for part in model.parts().values():
             part.to(device).eval()
             if next(part.parameters()).dtype != dtype:  # a diffusers that does not know the word `dtype` yet
                 part.to(dtype)
+        if dtype == torch.float16 and pipe.vae.config.force_upcast:
+            pipe.vae.to(torch.float32)  # SDXL's own VAE overflows in half precision
+        model._check_fit()
         return model
+
+    def _check_fit(self) -> None:
+        """Raise `KSGenError` if the Skill Transformer was made for other tokens or texts than this model's."""
+        if self.skill_transformer is None or self.resampler is None:
+            return
+        config, width = self.skill_transformer.config, self.pipe.unet.config.cross_attention_dim
+        got = (config.token_width, config.text_width, config.tokens_per_image)
+        wanted = (width, width, self.resampler.latents.shape[1])
+        if got != wanted:
+            raise KSGenError(
+                f"The Skill Transformer in {self.folder} was made for another model: its token width, text width "
+                f"and tokens per image are {got}, here they are {wanted}. Put the one there that belongs to it."
+            )
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write the folder that `load` reads, weights in `dtype`. The model itself stays as it is."""
@@ -154,7 +142,7 @@ class KeyStepModel:
         return height * self.pipe.vae_scale_factor, width * self.pipe.vae_scale_factor
 
     def encode_texts(self, texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
-        """Each text on its own, by SDXL's convention -> tokens [T, L, C], mask [T, L] (False: padding), pooled [T, P]."""
+        """Each text on its own, as SDXL does -> tokens [T, L, C], mask [T, L] (False: padding), pooled [T, P]."""
         texts = list(texts)
         tokens, _, pooled, _ = self.pipe.encode_prompt(texts, device=self.device, do_classifier_free_guidance=False)
         masks = [
@@ -201,7 +189,7 @@ class KeyStepModel:
         """Pictures [B, H, W, 3] -> scaled latents [B, Z, h, w]: the most likely ones, nothing is drawn by chance."""
         vae = self.pipe.vae
         pixels = images.to(vae.device, vae.dtype).movedim(-1, 1) * 2 - 1
-        return vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
+        return vae.encode(pixels).latent_dist.mode().to(self.dtype) * vae.config.scaling_factor
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Scaled latents [B, Z, h, w] -> pictures [B, H, W, 3], float32 0..1."""

@@ -122,6 +122,50 @@ def check(folder: Path) -> None:
         raise KSGenError(f"{folder} holds a {kind or 'pipeline without a name'}, wanted a StableDiffusionXLPipeline.")
 
 
+def read_parts(folder: Path, dtype: torch.dtype):
+    """The folder's `StableDiffusionXLPipeline` and its image encoder or None.
+
+    Raises `KSGenError` if a part cannot be read or lacks weights: the libraries would fill those with random numbers.
+    """
+    import diffusers
+    import transformers
+
+    classes = {
+        "unet": diffusers.UNet2DConditionModel,
+        "vae": diffusers.AutoencoderKL,
+        "text_encoder": transformers.CLIPTextModel,
+        "text_encoder_2": transformers.CLIPTextModelWithProjection,
+        "image_encoder": transformers.CLIPVisionModelWithProjection,
+    }
+    parts = {}
+    name = "model_index.json"
+    try:
+        for name, kind in classes.items():
+            if (folder / name / "config.json").is_file():
+                parts[name], info = kind.from_pretrained(
+                    str(folder / name),
+                    variant=variant(folder / name),
+                    dtype=dtype,
+                    local_files_only=True,
+                    output_loading_info=True,
+                )
+                if lacking := sorted(info["missing_keys"]):
+                    raise ValueError(f"it lacks {len(lacking)} weights, the first is {lacking[0]}.")
+        image_encoder = parts.pop("image_encoder", None)
+        name = "model_index.json"
+        pipe = diffusers.StableDiffusionXLPipeline.from_pretrained(
+            str(folder),
+            local_files_only=True,
+            add_watermarker=False,
+            image_encoder=None,
+            feature_extractor=None,
+            **parts,
+        )
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, NotImplementedError) as error:
+        raise KSGenError(f"{folder / name} cannot be loaded: {error} Get that part again.") from error
+    return pipe, image_encoder
+
+
 @contextmanager
 def quietly() -> Iterator[None]:
     """No progress bars and no remarks of the libraries while parts are read; the host has its own display."""
@@ -142,9 +186,9 @@ def quietly() -> Iterator[None]:
                 library.enable_progress_bar()
 
 
-def variant(folder: Path) -> str | None:
-    """The folder's weights may be there as half-precision files only (`*.fp16.safetensors`)."""
-    names = [file.name for file in (folder / "unet").glob("*.safetensors")]
+def variant(part: Path) -> str | None:
+    """A part's weights may be there as half-precision files only (`*.fp16.safetensors`)."""
+    names = [file.name for file in part.glob("*.safetensors")]
     return "fp16" if names and all(".fp16" in name for name in names) else None
 
 
