@@ -117,14 +117,15 @@ class HostModels:
 def _patcher(part: torch.nn.Module, device: torch.device) -> Any:
     """The host's handle on one component.
 
-    The holder is needed because the patcher writes `.device`, which diffusers and transformers models refuse.
+    The holder is needed because the patcher writes `.device`, which diffusers and transformers models refuse. It has
+    the component's class name, since that is what the host's log says of it.
     The class is looked up at call time: the host replaces it when it turns dynamic memory on.
     """
     import comfy.model_management
     import comfy.model_patcher
     import torch
 
-    holder = torch.nn.Module()
+    holder = type(type(part).__name__, (torch.nn.Module,), {})()
     holder.inner = part
     offload = comfy.model_management.unet_offload_device()
     holder.device = offload

@@ -84,16 +84,13 @@ class KSGenDrawKeySteps(io.ComfyNode):
     ) -> io.NodeOutput:
         import torch
 
-        from ..ksgen_core import pixels
         from ..ksgen_core.keysteps.policies import DrawSettings
         from ..ksgen_core.keysteps.sdxl_diffusers import draw_key_steps
         from ..ksgen_core.types import with_seeds
 
         plan = with_seeds(plan, seed)
-        settings = DrawSettings(policy, updates, guidance)
-        first = pixels.fit(pixels.one_picture(image), *models.models.picture_size())
-        pictures = {0: first}
-        if others := range(1, len(plan.steps)):
-            for done in host.watch(draw_key_steps(models.key_steps(), first, plan, others, settings)):
-                pictures[done.step] = pixels.on_8_bit_grid(done.image)
-        return io.NodeOutput(torch.stack([pictures[k] for k in range(len(plan.steps))]), plan)
+        steps = range(len(plan.steps))
+        settings = DrawSettings(policy=policy, updates=updates, guidance=guidance)
+        events = draw_key_steps(models.key_steps(), image, plan, steps, settings)
+        pictures = {done.step: done.image for done in host.watch(events)}
+        return io.NodeOutput(torch.stack([pictures[k] for k in steps]), plan)

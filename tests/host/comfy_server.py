@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
+import select
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -55,6 +54,22 @@ class NodeFailed(Exception):
 
 class Refused(Exception):
     """The host refused to queue a prompt."""
+
+
+class Messages:
+    """What the server says on a websocket."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    def next(self) -> Any:
+        """Wait for the next message: a dict, or bytes for a preview picture."""
+        message = self._connection.recv()
+        return json.loads(message) if isinstance(message, str) else message
+
+    def waiting(self) -> bool:
+        """Has a message arrived that was not taken yet?"""
+        return bool(select.select([self._connection.sock], [], [], 0)[0])
 
 
 class Server:
@@ -149,19 +164,14 @@ class Server:
 
     @contextmanager
     def listen(self, client: str):
-        """The websocket of a client: yields a function that waits for the next message, a dict or bytes."""
+        """The websocket of a client."""
         import websocket  # of the package websocket-client, a development extra
 
         connection = websocket.create_connection(
             f"ws://127.0.0.1:{self.port}/ws?clientId={client}", timeout=120, enable_multithread=True
         )
         try:
-
-            def next_message() -> Any:
-                message = connection.recv()
-                return json.loads(message) if isinstance(message, str) else message
-
-            yield next_message
+            yield Messages(connection)
         finally:
             connection.close()
 
@@ -182,11 +192,3 @@ def run_in_host(script: Path, *arguments: str) -> Any:
     if done.returncode:
         raise RuntimeError(f"{script.name} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def copy_tree(source: Path, target: Path) -> None:
-    shutil.copytree(source, target, dirs_exist_ok=True)
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 import uuid
 
 import av
@@ -169,10 +168,10 @@ def test_one_step_can_be_selected(server: Server):
 def test_progress_and_previews_arrive(server: Server):
     client = uuid.uuid4().hex
     updates, previews = {"draw": [], "render": []}, 0
-    with server.listen(client) as next_message:
+    with server.listen(client) as messages:
         prompt_id = server.queue(way(updates=3, draw={"seed": 77}), client)
         while True:
-            message = next_message()
+            message = messages.next()
             if isinstance(message, bytes):
                 previews += message[4:8] in (b"\0\0\0\1", b"\0\0\0\2")
                 continue
@@ -193,27 +192,28 @@ def test_progress_and_previews_arrive(server: Server):
 def test_cancel_stops_within_one_update(server: Server, stage: str):
     client = uuid.uuid4().hex
     prompt = way(**{stage: {"updates": 1000, "seed": 123}})
-    with server.listen(client) as next_message:
+    with server.listen(client) as messages:
         prompt_id = server.queue(prompt, client)
-        cancelled_at, last = None, 0
+        cancelled, updates_after = False, None
         while True:
-            message = next_message()
+            message = messages.next()
             if isinstance(message, bytes):
                 continue
             data = message["data"]
-            if message["type"] == "progress" and data["node"] == stage:
-                last = data["value"]
-                if cancelled_at is None and last >= 2:
-                    server.post("/interrupt", {})
-                    cancelled_at = (last, time.monotonic())
             if message["type"] in ("execution_interrupted", "execution_error", "execution_success"):
                 break
+            if message["type"] == "progress" and data["node"] == stage:
+                if updates_after is not None:
+                    updates_after += 1
+                elif data["value"] >= 2 and not cancelled:
+                    server.post("/interrupt", {})
+                    cancelled = True
+            if cancelled and updates_after is None and not messages.waiting():
+                # What was said before the server heard of it is through.
+                updates_after = 0
     assert message["type"] == "execution_interrupted" and data["node_id"] == stage
-    assert cancelled_at is not None and time.monotonic() - cancelled_at[1] < 5
-    entry = server.wait(prompt_id)
-    assert not entry["status"]["completed"]
-    # What is shown is throttled by the host; the update in work when the button was pressed is the last one.
-    assert last - cancelled_at[0] <= 1
+    assert (updates_after or 0) <= 1
+    assert not server.wait(prompt_id)["status"]["completed"]
     server.run(way(draw={"seed": 5}))
 
 
