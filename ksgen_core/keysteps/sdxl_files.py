@@ -117,7 +117,7 @@ def check(folder: Path) -> None:
             raise KSGenError(f"{folder / part} holds no .safetensors weights. Get that part again, as safetensors.")
         for file in files:
             read_metadata(file)
-    kind = json.loads((folder / "model_index.json").read_text()).get("_class_name", "")
+    kind = str(_read_json(folder / "model_index.json").get("_class_name", ""))
     if not kind.startswith("StableDiffusionXL"):
         raise KSGenError(f"{folder} holds a {kind or 'pipeline without a name'}, wanted a StableDiffusionXLPipeline.")
 
@@ -193,5 +193,15 @@ def variant(part: Path) -> str | None:
 
 
 def mean_and_std(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    config = json.loads(path.read_text()) if path.is_file() else {}
+    config = _read_json(path) if path.is_file() else {}
     return tuple(config.get("image_mean", CLIP_MEAN)), tuple(config.get("image_std", CLIP_STD))
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise KSGenError(f"{path} cannot be read ({error}). Get that file again.") from error
+    if not isinstance(data, dict):
+        raise KSGenError(f"{path} must hold a JSON object, got {type(data).__name__}. Get that file again.")
+    return data

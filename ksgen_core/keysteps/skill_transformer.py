@@ -103,9 +103,10 @@ class SkillTransformer(nn.Module):
         width = config.width
         self.from_tokens = nn.Linear(config.token_width, width)
         self.from_texts = nn.Sequential(nn.LayerNorm(config.text_width), nn.Linear(config.text_width, width))
-        self.image_embedding = nn.Parameter(torch.randn(config.max_images, 1, width) * 0.02)
-        self.token_embedding = nn.Parameter(torch.randn(1, config.tokens_per_image, width) * 0.02)
-        self.step_embedding = nn.Parameter(torch.randn(config.max_images, 1, width) * 0.02)
+        # About as strong as what they are added to: which text comes next must be found from the first iteration on.
+        self.image_embedding = nn.Parameter(torch.randn(config.max_images, 1, width) * 0.5)
+        self.token_embedding = nn.Parameter(torch.randn(1, config.tokens_per_image, width) * 0.5)
+        self.step_embedding = nn.Parameter(torch.randn(config.max_images, 1, width) * 0.5)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm_out = nn.LayerNorm(width)
         self.to_tokens = nn.Linear(width, config.token_width)
