@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..errors import KSGenError
 from .draw import Condition, draw_key_steps
 from .ip_adapter_plus import install, read
-from .sdxl_files import (
+from .sdxl_files_diffusers import (
     ADAPTER_FILE,
     CLIP_MEAN,
     CLIP_STD,
