@@ -195,7 +195,7 @@ def show(events: Iterable[Event]) -> None:
             for number, step in enumerate(event.plan.steps, 1):
                 print(f"  {number}. {step.text}", flush=True)
         elif isinstance(event, Update):
-            if (event.stage, event.steps) != work:
+            if bar is None or (event.stage, event.steps) != work:
                 if bar is not None:
                     bar.close()
                 work = (event.stage, event.steps)
@@ -246,8 +246,10 @@ def _bench(args: argparse.Namespace, own: Sequence[str]) -> int:
     if not path.is_file():
         raise KSGenError(f"{path} is not there. Benchmarks need a clone of the repository; run it from there.")
     spec = importlib.util.spec_from_file_location(f"ksgen_bench_{args.name}", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
-    # Dataclasses look their module up by its name.
+    # Dataclasses and worker processes look the module up by its name.
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module.main(list(own)) or 0

@@ -7,7 +7,7 @@ progress, previews, cancelling (stop iterating) and saving belong to the caller.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -59,23 +59,27 @@ Event = Planned | Update | KeyImage | StepClip
 
 
 class Retriever(Protocol):
-    def __call__(self, query: Query) -> Sequence[Example]: ...
+    """Finds plans that resemble the query, the best one first."""
+
+    def __call__(self, query: Query, /) -> Sequence[Example]: ...
 
 
 class Planner(Protocol):
-    def __call__(self, query: Query, examples: Sequence[Example]) -> Plan: ...
+    """Writes the plan for a query, given examples, the best one first."""
+
+    def __call__(self, query: Query, examples: Sequence[Example], /) -> Plan: ...
 
 
 class Drawer(Protocol):
     """Draws the first picture of every step in `steps` (numbers from 0) from the initial picture and the whole plan."""
 
-    def __call__(self, image: torch.Tensor, plan: Plan, steps: Sequence[int]) -> Iterator[Update | KeyImage]: ...
+    def __call__(self, image: torch.Tensor, plan: Plan, steps: Sequence[int], /) -> Iterator[Update | KeyImage]: ...
 
 
 class Renderer(Protocol):
     """Renders the clip of step `step` (number from 0) from its key image."""
 
-    def __call__(self, image: torch.Tensor, plan: Plan, step: int) -> Iterator[Update | StepClip]: ...
+    def __call__(self, image: torch.Tensor, plan: Plan, step: int, /) -> Iterator[Update | StepClip]: ...
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ def run(
     size: tuple[int, int] | None = None,
     chain: bool = False,
     made: Made | None = None,
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """The whole way from a query to its clips, one event at a time; stop iterating to cancel.
 
     Step k gets the seed `seed + k` unless the plan gives it one. `size` (height, width) is that of the key images;

@@ -78,7 +78,7 @@ def read_picture(path: str | Path) -> torch.Tensor:
         raise KSGenError(f"The picture {path} is not there. Give the path of a PNG, JPEG or WebP file.")
     try:
         with Image.open(path) as image:
-            _check_size(*image.size, str(path))
+            _check_size(image.width, image.height, str(path))
             return from_pil(image)
     except Image.DecompressionBombError as error:
         raise KSGenError(f"{path} is too large ({error}). Give a picture of at most {MAX_PIXELS} pixels.") from error

@@ -174,13 +174,17 @@ def keep(
     """
     place = resumed
     for event in events:
-        if isinstance(event, Planned) and resumed is None:
-            place = start(folder, event.plan, settings)
+        if isinstance(event, Planned):
+            place = place or start(folder, event.plan, settings)
+        elif place is None:
+            raise ValueError(f"a run begins with Planned, got {type(event).__name__}")
         elif isinstance(event, KeyImage):
             place.keep_key_image(event.step, event.image)
         elif isinstance(event, StepClip):
             event = replace(event, clip=place.keep_clip(event.step, event.clip))
         yield event
+    if place is None:
+        raise ValueError("a run begins with Planned, got no event at all")
     place.finish()
 
 

@@ -21,14 +21,14 @@ LENGTH_WEIGHT = 0.75
 GOAL_WEIGHT = 3
 """The goal names the skill in few words; each counts as often as this in a step text."""
 CONFIDENCE = 0.5
-"""The share of the query's words, by weight, that an example's goal and steps must hold between them."""
+"""The share of the query's words that an example must hold; a word found only in its steps counts half."""
 
 STOP_WORDS = frozenset(
     "a an and are as at be by can do for from get give have how i in into is it its make making me my of on onto or "
     "our out please show some that the then there these this to up use using want we what with you your".split()
 )
-SAME = {"cup": "mug", "teabag": "tea", "fry": "pan", "saute": "pan", "beverage": "drink", "chop": "cut", "slice": "cut"}
-"""Words that people use for one thing, after their endings are cut."""
+SAME = {"cup": "mug", "teabag": "tea", "brew": "tea", "fry": "pan", "saute": "pan", "chop": "cut", "slic": "cut"}
+"""Words that people use for one thing, their endings cut."""
 
 
 class LexicalRetriever:
@@ -50,7 +50,6 @@ class LexicalRetriever:
         seen_in = Counter(word for words in self._words for word in words)
         total = len(self.library)
         self._weight = {word: math.log(1 + (total - n + 0.5) / (n + 0.5)) for word, n in seen_in.items()}
-        self._unknown = math.log(1 + (total + 0.5) / 0.5)
         self._mean_length = sum(sum(words.values()) for words in self._words) / total
 
     def __call__(self, query: Query) -> tuple[Example, ...]:
@@ -63,7 +62,7 @@ class LexicalRetriever:
         distinct: dict[tuple[str, ...], int] = {}
         for n in order:
             distinct.setdefault(_steps(self.library[n]), n)
-        fitting = [n for n in distinct.values() if self._confident(wanted, self._words[n])]
+        fitting = [n for n in distinct.values() if self._confident(wanted, n)]
         if not fitting:
             near = list(dict.fromkeys(self.library[n].goal for n in distinct.values()))[:3]
             raise KSGenError(
@@ -81,10 +80,10 @@ class LexicalRetriever:
             if word in words
         )
 
-    def _confident(self, wanted: set[str], words: Counter[str]) -> bool:
-        total = sum(self._weight.get(word, self._unknown) for word in wanted)
-        found = sum(self._weight[word] for word in wanted if word in words)
-        return found > 0 and found >= CONFIDENCE * total
+    def _confident(self, wanted: set[str], number: int) -> bool:
+        goal = set(words_of(self.library[number].goal))
+        found = sum(1.0 if word in goal else 0.5 for word in wanted if word in self._words[number])
+        return found > 0 and found >= CONFIDENCE * len(wanted)
 
 
 def words_of(text: str) -> list[str]:

@@ -1,0 +1,104 @@
+"""Weights files say what they are, and bad ones are refused by name."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ksgen_core.checkpoints import load_weights, save_weights, write_atomically
+from ksgen_core.errors import KSGenError
+
+KIND = "ksgen.test/1"
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def weights(tmp_path):
+    path = tmp_path / "deep" / "w.safetensors"
+    shared = torch.rand(3, 4)
+    save_weights(path, {"a": shared, "b": shared.t(), "c": torch.rand(2).half()}, KIND, {"width": 4, "names": ["x"]})
+    return path
+
+
+def test_what_is_saved_is_loaded_bit_for_bit(tmp_path):
+    tensors = {"a": torch.rand(3, 4), "b": torch.rand(5).bfloat16(), "n": torch.arange(3)}
+    save_weights(tmp_path / "w.safetensors", tensors, KIND, {"width": 4})
+    loaded, config = load_weights(tmp_path / "w.safetensors", KIND)
+    assert config == {"width": 4} and loaded.keys() == tensors.keys()
+    assert all(loaded[name].dtype == t.dtype and loaded[name].equal(t) for name, t in tensors.items())
+    assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+def test_tied_and_transposed_tensors_are_written_whole(weights):
+    loaded, config = load_weights(weights, KIND)
+    assert loaded["b"].equal(loaded["a"].t()) and config["names"] == ["x"]
+
+
+def refused(path, says, kind=KIND):
+    with pytest.raises(KSGenError, match=says) as error:
+        load_weights(path, kind)
+    assert str(path) in str(error.value)
+
+
+def test_bad_files_are_refused_by_name(weights, tmp_path):
+    refused(tmp_path / "no.safetensors", "missing")
+    refused(tmp_path, "missing")
+    refused(weights, "holds ksgen.test/1, wanted ksgen.other/1", kind="ksgen.other/1")
+
+    plain = tmp_path / "plain.safetensors"
+    save_file({"a": torch.rand(2)}, plain)
+    refused(plain, "no kind")
+    for count in (0, 5, 40, weights.stat().st_size - 1):
+        (tmp_path / "cut.safetensors").write_bytes(weights.read_bytes()[:count])
+        refused(tmp_path / "cut.safetensors", "cut off")
+    (tmp_path / "pickle.safetensors").write_bytes(pickle.dumps({"a": 1}))
+    refused(tmp_path / "pickle.safetensors", "not a safetensors")
+    torch.save({"a": torch.rand(2)}, tmp_path / "torch.safetensors")
+    refused(tmp_path / "torch.safetensors", "not a safetensors")
+    (tmp_path / "list.safetensors").write_bytes((2).to_bytes(8, "little") + b"[]")
+    refused(tmp_path / "list.safetensors", "not a safetensors")
+
+
+def test_a_failed_write_leaves_the_former_file(weights):
+    before = weights.read_bytes()
+
+    def fail(temporary):
+        Path(temporary).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(KSGenError, match="No space left"):
+        write_atomically(weights, fail)
+    assert weights.read_bytes() == before
+    assert [path.name for path in weights.parent.iterdir()] == [weights.name]
+
+
+def test_an_unwritable_place_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(KSGenError, match="cannot be written"):
+        save_weights(tmp_path / "file" / "w.safetensors", {"a": torch.rand(2)}, KIND)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits on the size of files are POSIX's")
+def test_a_full_disk_is_reported_and_leaves_nothing_behind(tmp_path):
+    """A limit on the size of files stands in for the full disk: the writer fails in the middle as it would there."""
+    code = (
+        "import resource, signal, sys, torch\n"
+        "from ksgen_core.checkpoints import save_weights\n"
+        "from ksgen_core.errors import KSGenError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
+        "try:\n"
+        f"    save_weights({str(tmp_path / 'w.safetensors')!r}, {{'a': torch.rand(100_000)}}, 'k/1')\n"
+        "except KSGenError as error:\n"
+        "    print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "cannot be written" in done.stdout
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,85 @@
+"""Lexical retrieval finds the skill that is meant, gives distinct plans, and says so when there is none."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ksgen_core.errors import KSGenError
+from ksgen_core.planning.nearest import plan_of_nearest
+from ksgen_core.retrieval.lexical import LexicalRetriever, words_of
+from ksgen_core.types import KeyStep, Plan, Query
+
+IMAGE = torch.zeros(32, 32, 3)
+
+
+def plan(goal: str, *texts: str, **more) -> Plan:
+    return Plan(goal, tuple(KeyStep(text) for text in texts), **more)
+
+
+LIBRARY = (
+    plan("make a mug of tea", "put the tea bag into the mug", "pour hot water from the kettle", sources=("tea 1",)),
+    plan("make a mug of tea", "pour hot water from the kettle", "put the tea bag into the mug", sources=("tea 2",)),
+    plan("make a mug of tea", "pour hot water from the kettle", "put the tea bag into the mug", sources=("tea 3",)),
+    plan("fry an egg", "put the pan on the stove", "crack the egg into the pan", sources=("egg",)),
+    plan("chop a carrot", "put the carrot on the board", "cut the carrot with the knife", sources=("carrot",)),
+    plan("light the candle", "take the lighter", "light the candle with the lighter", sources=("candle",)),
+    plan("water the plant", "take the watering can", "pour water on the plant", sources=("plant",)),
+)
+
+
+def find(goal: str, count: int = 4):
+    return LexicalRetriever(LIBRARY, count)(Query(IMAGE, goal))
+
+
+@pytest.mark.parametrize(
+    ("goal", "source"),
+    [
+        ("make a cup of tea", "tea"),
+        ("Brewing tea!", "tea"),
+        ("I want to fry some eggs", "egg"),
+        ("slice carrots", "carrot"),
+        ("cutting the carrot", "carrot"),
+        ("lighting candles, please", "candle"),
+        ("how do I water plants?", "plant"),
+    ],
+)
+def test_the_meant_skill_comes_first(goal, source):
+    examples = find(goal)
+    assert examples[0].source.startswith(source)
+    assert [e.score for e in examples] == sorted((e.score for e in examples), reverse=True)
+
+
+def test_plans_are_distinct_and_the_commonest_order_leads():
+    examples = find("make tea")
+    assert [example.source for example in examples[:2]] == ["tea 2", "tea 1"]
+    assert len({example.plan.steps for example in examples}) == len(examples)
+    assert len(find("make tea", count=1)) == 1
+
+
+@pytest.mark.parametrize("goal", ["repair a bicycle", "knit a red scarf", "of the and", "?!", "泡茶"])
+def test_a_goal_that_the_library_lacks_is_refused(goal):
+    with pytest.raises(KSGenError, match="No step found") as error:
+        find(goal)
+    assert repr(goal) in str(error.value)
+
+
+def test_an_empty_library_is_refused():
+    with pytest.raises(KSGenError, match="empty"):
+        LexicalRetriever(())
+
+
+def test_endings_and_small_words_do_not_count():
+    assert words_of("Slicing the carrots") == words_of("slice a carrot") == words_of("sliced carrot")
+    assert words_of("glasses") == words_of("glass") and words_of("stirring") == words_of("stir")
+    assert words_of("how do I make it") == []
+
+
+def test_the_planner_takes_the_best_examples_steps_with_the_querys_goal():
+    query = Query(IMAGE, "a cup of tea")
+    examples = LexicalRetriever(LIBRARY)(query)
+    made = plan_of_nearest(query, examples)
+    assert (made.goal, made.sources, made.planner) == ("a cup of tea", ("tea 2",), "retrieval")
+    assert made.steps == LIBRARY[1].steps
+    with pytest.raises(KSGenError, match="No step found"):
+        plan_of_nearest(query, ())
