@@ -1,0 +1,1 @@
+"""Clips: one film per key step."""
