@@ -13,7 +13,8 @@ from .plan import check_key_images
 if TYPE_CHECKING:
     import torch
 
-    from ..ksgen_core.clips.wan_diffusers import ClipModel, RenderSettings
+    from ..ksgen_core.clips.settings import RenderSettings
+    from ..ksgen_core.clips.wan_diffusers import ClipModel
     from ..ksgen_core.pipeline import StepClip, Update
     from ..ksgen_core.types import Clip, Plan
 
@@ -96,33 +97,36 @@ class KSGenRenderClips(io.ComfyNode):
     ) -> io.NodeOutput:
         import torch
 
-        from ..ksgen_core.clips.wan_diffusers import RenderSettings
+        from ..ksgen_core.clips.render import render_clips
+        from ..ksgen_core.clips.settings import RenderSettings
         from ..ksgen_core.types import with_seeds
 
         chain = start_from == LAST_FRAME
         if not chain:
             check_key_images(plan, key_images)
+        plan = with_seeds(plan, seed)
+        steps = range(len(plan.steps))
         settings = RenderSettings(updates=updates, guidance=guidance, frames=frames, fps=fps)
-        events = _render(models.clips(), with_seeds(plan, seed), key_images, chain, settings)
-        clips = tuple(done.clip for done in host.watch(events, parts=len(plan.steps)))
+        if chain:
+            events = _render_chain(models.clips(), key_images[0], plan, settings)
+        else:
+            events = render_clips(models.clips(), list(key_images), plan, steps, settings)
+        clips = tuple(done.clip for done in host.watch(events, parts=len(steps) if chain else 1))
         films = [clip.frames for clip in clips]
         starts = torch.stack([film[0] for film in films]) if chain else key_images
         return io.NodeOutput(clips, torch.cat(films), starts)
 
 
-def _render(
-    model: ClipModel, plan: Plan, key_images: torch.Tensor, chain: bool, settings: RenderSettings
+def _render_chain(
+    model: ClipModel, start: torch.Tensor, plan: Plan, settings: RenderSettings
 ) -> Iterator[Update | StepClip]:
-    """The clips of all steps one after the other; with `chain` each starts where the one before it ended."""
-    from ..ksgen_core.clips.wan_diffusers import render_clip
+    """The clips of all steps, each of which starts where the one before it ended; the first from `start` [H, W, 3]."""
+    from ..ksgen_core.clips.render import render_clip
     from ..ksgen_core.pipeline import StepClip
     from ..ksgen_core.pixels import on_8_bit_grid
 
-    start = key_images[0]
     for step in range(len(plan.steps)):
-        if not chain:
-            start = key_images[step]
-        for event in render_clip(model, start.float().cpu(), plan, step, settings):
+        for event in render_clip(model, start, plan, step, settings):
             if isinstance(event, StepClip):
                 start = on_8_bit_grid(event.clip.frames[-1])
             yield event

@@ -11,9 +11,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import folder_paths
+from comfy_api.latest import io, ui
 
 from ..ksgen_core.errors import KSGenError
 
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
     from ..ksgen_core.build import Models
     from ..ksgen_core.clips.wan_diffusers import ClipModel
     from ..ksgen_core.keysteps.sdxl_diffusers import KeyStepModel
-    from ..ksgen_core.pipeline import KeyImage, StepClip, Update
+    from ..ksgen_core.pipeline import Update
 
+Done = TypeVar("Done")
 log = logging.getLogger("ksgen")
 
 EMBEDDED = "embedded"
@@ -154,7 +156,7 @@ def require_packages() -> None:
         )
 
 
-def watch(events: Iterator[Update | KeyImage | StepClip], parts: int = 1) -> Iterator[KeyImage | StepClip]:
+def watch(events: Iterator[Update | Done], parts: int = 1) -> Iterator[Done]:
     """Pass on what a stage finishes, while the host shows progress and previews and may cancel after every update.
 
     `parts` is how many runs of the sampler `events` holds one after the other. Closing `events` on the way out frees
@@ -167,8 +169,9 @@ def watch(events: Iterator[Update | KeyImage | StepClip], parts: int = 1) -> Ite
 
     bar: Any = None
     before = last = 0
-    with closing(events):
-        for event in events:
+    stage: Any = events
+    with closing(stage):
+        for event in stage:
             throw_exception_if_processing_interrupted()
             if not isinstance(event, Update):
                 yield event
@@ -220,6 +223,12 @@ def output_folder(prefix: str) -> Path:
         counter += 1
         folder = Path(full) / f"{name}_{counter:05}"
     return folder
+
+
+def saved_file(path: Path) -> ui.SavedResult:
+    """How the front end finds a file in the output folder, to show it on the node that wrote it."""
+    subfolder = path.parent.relative_to(folder_paths.get_output_directory())
+    return ui.SavedResult(path.name, str(subfolder), io.FolderType.output)
 
 
 def plan_files() -> list[str]:

@@ -67,8 +67,7 @@ class KSGenNativeText(io.ComfyNode):
 
     @classmethod
     def execute(cls, models: host.HostModels, text: str) -> io.NodeOutput:
-        from ..ksgen_core.clips.wan_diffusers import encode_text_native
+        from ..ksgen_core.clips.render import encode_text_native
 
-        tokens = encode_text_native(models.clips(), text)
-        conditioning: list[list[Any]] = [[tokens.cpu(), {}]]
+        conditioning: list[list[Any]] = [[encode_text_native(models.clips(), text), {}]]
         return io.NodeOutput(conditioning)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
+from comfy_execution.graph import ExecutionBlocker
 
 from . import host, sockets
 
@@ -249,8 +250,9 @@ class KSGenSelectStep(io.ComfyNode):
                 f"Step {number} was asked for, but the plan has {len(plan.steps)}. Choose a smaller number."
             )
         step = plan.steps[number - 1]
-        image = None
-        if key_images is not None:
+        if key_images is None:
+            image: Any = ExecutionBlocker("'Select Step' has no key image to give: connect key images to it.")
+        else:
             check_key_images(plan, key_images)
             image = key_images[number - 1 : number]
         return io.NodeOutput(step.text, image, step.seed or 0, len(plan.steps))

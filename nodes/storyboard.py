@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from . import host, sockets
 from .plan import check_key_images
@@ -74,14 +74,14 @@ class KSGenSaveStoryboard(io.ComfyNode):
     def execute(
         cls, plan: Plan, key_images: torch.Tensor, clips: tuple[Clip, ...], filename_prefix: str
     ) -> io.NodeOutput:
-        from ..ksgen_core.storyboard import save
+        from ..ksgen_core.storyboard import SHEET, save
         from ..ksgen_core.types import Storyboard
 
         check_key_images(plan, key_images)
         check_clips(plan, clips)
         folder = host.output_folder(filename_prefix)
         save(Storyboard(plan, tuple(key_images.float().cpu()), clips), folder)
-        return io.NodeOutput(str(folder))
+        return io.NodeOutput(str(folder), ui=ui.SavedImages([host.saved_file(folder / SHEET)]))
 
 
 def check_clips(plan: Plan, clips: tuple[Clip, ...]) -> None:

@@ -27,7 +27,8 @@ def find_host() -> tuple[Path, Path] | None:
     """The folder of ComfyUI and its Python, or None."""
     folder = Path(os.environ.get("COMFYUI_DIR", Path.home() / "comfy" / "ComfyUI"))
     python = os.environ.get("COMFYUI_PYTHON")
-    candidates = [Path(python)] if python else [folder / ".venv/bin/python", folder / ".venv/Scripts/python.exe"]
+    inside = (".venv/bin/python", "venv/bin/python", ".venv/Scripts/python.exe", "venv/Scripts/python.exe")
+    candidates = [Path(python)] if python else [folder / name for name in inside]
     python_path = next((path for path in candidates if path.is_file()), None)
     if not (folder / "main.py").is_file() or python_path is None:
         return None

