@@ -125,12 +125,22 @@ def test_it_works_in_inference_mode_loading_too(trained, model):
     assert draw(model, [2])[2].equal(draw(model, [2])[2])
 
 
-def test_golden_slice(model):
+def test_golden_slice(trained):
+    model = KeyStepModel.load(trained)
+    # Weights of our own making: what the libraries begin with changes from version to version.
+    chance = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for part in model.parts().values():
+            for name, weight in sorted(part.named_parameters()):
+                if weight.ndim > 1:
+                    weight.copy_(torch.randn(weight.shape, generator=chance) / weight[0].numel() ** 0.5)
+                elif "norm" not in name or name.endswith("bias"):
+                    weight.zero_()
     drawn = draw(model, [2], settings=DrawSettings(updates=4, guidance=1.5))[2]
     torch.testing.assert_close(drawn[10, 10:13].flatten(), torch.tensor(GOLDEN) / 255, atol=2.5 / 255, rtol=0)
 
 
-GOLDEN = [76, 0, 28, 154, 13, 99, 106, 0, 71]
+GOLDEN = [120, 192, 128, 108, 246, 125, 93, 255, 89]
 
 
 def test_a_plain_model_says_what_it_lacks(plain):

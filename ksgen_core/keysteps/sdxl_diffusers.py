@@ -85,8 +85,8 @@ class KeyStepModel:
                 raise KSGenError(f"{name} does not fit the UNet ({error}). Use one made for it.") from error
         for part in model.parts().values():
             part.to(device).eval()
-            if next(part.parameters()).dtype != dtype:  # a diffusers that does not know the word `dtype` yet
-                part.to(dtype)
+        if model.resampler is not None:
+            model.resampler.to(dtype)
         if dtype == torch.float16 and pipe.vae.config.force_upcast:
             pipe.vae.to(torch.float32)  # SDXL's own VAE overflows in half precision
         model._check_fit()

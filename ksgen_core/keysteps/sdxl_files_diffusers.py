@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from ..checkpoints import read_metadata, write_atomically
@@ -92,9 +95,16 @@ def _save_state(part: nn.Module, path: Path, dtype: torch.dtype, leave_out: tupl
 def _save_transformer(part: nn.Module, folder: Path, dtype: torch.dtype) -> None:
     """A transformers model: its own writer knows the names that the file must have, in whichever version."""
     state = {key: t.detach().to(dtype) if t.is_floating_point() else t for key, t in part.state_dict().items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    with quietly():
-        part.save_pretrained(folder, state_dict=state)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder) as beside, quietly():
+            part.save_pretrained(beside, state_dict=state)
+            for file in Path(beside).iterdir():
+                os.replace(file, folder / file.name)
+    except (OSError, SafetensorError) as error:
+        raise KSGenError(
+            f"{folder} cannot be written ({error}). Free some disk space or choose another folder."
+        ) from error
 
 
 def _write_json(path: Path, data: object) -> None:
@@ -138,14 +148,17 @@ def read_parts(folder: Path, dtype: torch.dtype):
         "image_encoder": transformers.CLIPVisionModelWithProjection,
     }
     parts = {}
+    # diffusers renamed `torch_dtype` to `dtype` in 0.40, transformers before our floor of 4.57.
+    old = tuple(map(int, diffusers.__version__.split(".")[:2])) < (0, 40)
     name = "model_index.json"
     try:
         for name, kind in classes.items():
             if (folder / name / "config.json").is_file():
+                word = "torch_dtype" if old and kind.__module__.startswith("diffusers") else "dtype"
                 parts[name], info = kind.from_pretrained(
                     str(folder / name),
                     variant=variant(folder / name),
-                    dtype=dtype,
+                    **{word: dtype},
                     local_files_only=True,
                     output_loading_info=True,
                 )
