@@ -10,9 +10,12 @@ import shutil
 
 import pytest
 
-pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e .[dev]")
+pytest.importorskip(
+    "playwright.sync_api", reason="NO PLAYWRIGHT, so the front end was not tested: pip install -e .[dev]"
+)
 
 from comfy_server import HOW_TO_GET_A_HOST, PACK, Server, find_host, new_base_folder  # noqa: E402
+from graph import prompt_of  # noqa: E402
 from playwright.sync_api import Page, sync_playwright  # noqa: E402
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -23,10 +26,18 @@ def browser_path() -> str | None:
     return os.environ.get("CHROMIUM") or next((path for name in BROWSERS if (path := shutil.which(name))), None)
 
 
+if find_host() is None:
+    pytest.skip(f"NO COMFYUI FOUND, so the front end was not tested. {HOW_TO_GET_A_HOST}", allow_module_level=True)
+if browser_path() is None:
+    pytest.skip(
+        "NO CHROMIUM FOUND, so the front end was not tested. Install one (Debian: apt-get install chromium) or set "
+        "CHROMIUM to its path.",
+        allow_module_level=True,
+    )
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory):
-    if find_host() is None:
-        pytest.skip(f"no ComfyUI. {HOW_TO_GET_A_HOST}")
     server = Server(new_base_folder(tmp_path_factory.mktemp("browser") / "base"))
     yield server
     server.stop()
@@ -34,11 +45,8 @@ def server(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="module")
 def page(server: Server):
-    path = browser_path()
-    if path is None:
-        pytest.skip("no Chromium. Install one (Debian: apt-get install chromium) or set CHROMIUM to its path.")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=browser_path(), args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1600, "height": 1000})
         page.goto(server.url)
         page.wait_for_function("() => window.app?.extensionManager && window.app.rootGraph", timeout=120_000)
@@ -66,8 +74,6 @@ def load_template(page: Page, name: str) -> list[str]:
 def test_the_front_end_loads_a_template_and_makes_the_prompt_that_the_host_tests_run(
     page: Page, server: Server, name: str
 ):
-    from graph import prompt_of
-
     assert load_template(page, name) == []
     made = page.evaluate("async () => (await window.app.graphToPrompt()).output")
     assert all(node["class_type"] != "MarkdownNote" for node in made.values())

@@ -9,24 +9,24 @@ import pytest
 from comfy_server import HOW_TO_GET_A_HOST, Server, find_host, new_base_folder, run_in_host
 
 HERE = Path(__file__).parent
-NO_HOST = "no ComfyUI"
+NO_HOST = f"NO COMFYUI FOUND, so nothing of the nodes was tested. {HOW_TO_GET_A_HOST}"
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if find_host() is not None:
-        return
-    ours = [item for item in items if HERE in item.path.parents]
-    for item in ours:
-        item.add_marker(pytest.mark.skip(reason=NO_HOST))
-    config.stash[SKIPPED] = len(ours)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if find_host() is None:
+        for item in items:
+            if HERE in item.path.parents:
+                item.add_marker(pytest.mark.skip(reason=NO_HOST))
 
 
-SKIPPED = pytest.StashKey[int]()
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if count := config.stash.get(SKIPPED, 0):
-        terminalreporter.write_line(f"NO COMFYUI FOUND: {count} host tests were SKIPPED. {HOW_TO_GET_A_HOST}", red=True)
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item):
+    """All skipped tests from one place, so that pytest tells of them in one line, with their number."""
+    report = yield
+    if report.skipped and isinstance(report.longrepr, tuple) and report.longrepr[2].endswith(NO_HOST):
+        report.longrepr = (__file__, 1, report.longrepr[2])
+        report.keywords.pop("skip", None)
+    return report
 
 
 TEXTS = ["put the tea bag into the mug", "pour hot water into the mug", "stir the tea with the spoon"]
