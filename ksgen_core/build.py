@@ -14,6 +14,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .clips.settings import RenderSettings
 from .errors import KSGenError
 from .keysteps.policies import DrawSettings
 from .pipeline import Drawer, KeyImage, Planner, Renderer, Retriever, StepClip, Update
@@ -24,7 +25,7 @@ from .types import Plan
 if TYPE_CHECKING:
     import torch
 
-    from .clips.wan_diffusers import ClipModel, RenderSettings
+    from .clips.wan_diffusers import ClipModel
     from .keysteps.sdxl_diffusers import KeyStepModel
 
 MINI = Path(__file__).resolve().parent / "mini"
@@ -127,7 +128,7 @@ def drawer(
     dtype: torch.dtype | None = None,
 ) -> Drawer:
     """What draws key images. The model is loaded when the first picture is asked for."""
-    from .keysteps.sdxl_diffusers import draw_key_steps
+    from .keysteps.draw import draw_key_steps
 
     load = cache(lambda: models.key_steps(device, dtype))
 
@@ -144,7 +145,7 @@ def renderer(
     dtype: torch.dtype | None = None,
 ) -> Renderer:
     """What renders clips. The model is loaded when the first clip is asked for."""
-    from .clips.wan_diffusers import RenderSettings, render_clip
+    from .clips.render import render_clip
 
     load = cache(lambda: models.clips(device, dtype))
 

@@ -9,9 +9,10 @@ import argparse
 import hashlib
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,7 +83,9 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the run in the folder at its first gap")
     parser.add_argument("--models", metavar="DIR", help="a models folder (default: the embedded models)")
     parser.add_argument("--updates", type=int, metavar="N", help="sampler updates per key image")
+    parser.add_argument("--guidance", type=float, metavar="X", help="how strongly key images follow the text, from 1")
     parser.add_argument("--clip-updates", type=int, metavar="N", help="sampler updates per clip")
+    parser.add_argument("--frames", type=int, metavar="N", help="frames per clip: a multiple of 4, plus 1")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
 
@@ -129,17 +132,19 @@ def _make(
     import torch
 
     from . import build, pixels, storyboard
-    from .clips.wan_diffusers import RenderSettings
+    from .clips.settings import RenderSettings
     from .keysteps.policies import DrawSettings
     from .pipeline import run
     from .types import Query, with_seeds
 
+    if not 0 <= args.seed < 2**64:
+        raise KSGenError(f"--seed is a whole number from 0 to 2**64 - 1, got {args.seed}.")
+    # Its advice on optional packages would stand between the progress bars.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     query = Query(image, goal)
     models = build.open_folder(args.models) if args.models else build.embedded()
-    draw_with = DrawSettings(policy=args.policy)
-    if args.updates is not None:
-        draw_with = replace(draw_with, updates=args.updates)
-    render_with = RenderSettings() if args.clip_updates is None else RenderSettings(updates=args.clip_updates)
+    draw_with = _with(DrawSettings(args.policy), updates=args.updates, guidance=args.guidance)
+    render_with = _with(RenderSettings(), updates=args.clip_updates, frames=args.frames)
     settings = {
         "goal": goal,
         "picture": hashlib.sha256(pixels.to_uint8(image).tobytes()).hexdigest()[:16],
@@ -188,22 +193,27 @@ def show(events: Iterable[Event]) -> None:
 
     from .pipeline import Planned, Update
 
-    bar, work = None, None
-    for event in events:
-        if isinstance(event, Planned):
-            print(event.plan.goal)
-            for number, step in enumerate(event.plan.steps, 1):
-                print(f"  {number}. {step.text}", flush=True)
-        elif isinstance(event, Update):
-            if bar is None or (event.stage, event.steps) != work:
-                if bar is not None:
-                    bar.close()
-                work = (event.stage, event.steps)
+    with ExitStack() as bars:
+        bar, work = None, ("", 0)
+        for event in events:
+            if isinstance(event, Planned):
+                print(event.plan.goal)
+                for number, step in enumerate(event.plan.steps, 1):
+                    print(f"  {number}. {step.text}", flush=True)
+            elif isinstance(event, Update):
+                # A stage counts its updates from 1, through all steps that it was asked for together.
+                if bar is None or event.stage != work[0] or event.number <= work[1]:
+                    bars.close()
+                    bar = bars.enter_context(tqdm(total=event.total, unit="update"))
+                work = (event.stage, event.number)
                 numbers = ", ".join(str(step + 1) for step in event.steps)
-                bar = tqdm(total=event.total, desc=f"{event.stage} {numbers}", unit="update", leave=True)
-            bar.update(event.number - bar.n)
-    if bar is not None:
-        bar.close()
+                bar.set_description(f"{event.stage} step {numbers}", refresh=False)
+                bar.update(event.number - bar.n)
+
+
+def _with(settings: Any, **given: Any) -> Any:
+    """The settings with those options that were given on the command line."""
+    return replace(settings, **{name: value for name, value in given.items() if value is not None})
 
 
 def _no_examples(_query: Query) -> tuple[Example, ...]:
