@@ -50,6 +50,17 @@ def test_save_and_load_are_bit_equal(model, tmp_path):
     assert draw(loaded, [2])[2].equal(draw(model, [2])[2])
 
 
+def test_weights_have_the_names_that_every_version_of_the_libraries_reads(trained):
+    firsts = {
+        "text_encoder": {"text_model"},
+        "text_encoder_2": {"text_model", "text_projection"},
+        "image_encoder": {"vision_model", "visual_projection"},
+    }
+    for part, names in firsts.items():
+        assert {key.split(".")[0] for key in load_file(trained / part / "model.safetensors")} == names
+    assert not any("_ip." in key for key in load_file(trained / "unet/diffusion_pytorch_model.safetensors"))
+
+
 def test_half_precision_on_disk_is_float32_when_loaded(model, tmp_path):
     before = {key: tensor.clone() for key, tensor in weights(model).items()}
     model.save(tmp_path / "half", torch.float16)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from ..checkpoints import read_metadata, write_atomically
@@ -81,11 +78,13 @@ def _save_config(config, path: Path, kind: str) -> None:
     _write_json(path, {"_class_name": kind, "_diffusers_version": diffusers.__version__, **plain})
 
 
-def _save_state(part: nn.Module, path: Path, dtype: torch.dtype, leave_out: tuple[str, ...]) -> None:
+def _save_state(
+    part: nn.Module, path: Path, dtype: torch.dtype, leave_out: tuple[str, ...] = (), prefix: str = ""
+) -> None:
     from safetensors.torch import save_file
 
     state = {
-        key: tensor.detach().to("cpu", dtype).contiguous()
+        prefix + key: tensor.detach().to("cpu", dtype).contiguous()
         for key, tensor in part.state_dict().items()
         if not any(name in key for name in leave_out)
     }
@@ -93,18 +92,15 @@ def _save_state(part: nn.Module, path: Path, dtype: torch.dtype, leave_out: tupl
 
 
 def _save_transformer(part: nn.Module, folder: Path, dtype: torch.dtype) -> None:
-    """A transformers model: its own writer knows the names that the file must have, in whichever version."""
-    state = {key: t.detach().to(dtype) if t.is_floating_point() else t for key, t in part.state_dict().items()}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder) as beside, quietly():
-            part.save_pretrained(beside, state_dict=state)
-            for file in Path(beside).iterdir():
-                os.replace(file, folder / file.name)
-    except (OSError, SafetensorError) as error:
-        raise KSGenError(
-            f"{folder} cannot be written ({error}). Free some disk space or choose another folder."
-        ) from error
+    """A transformers model, under the names that its files have always had: transformers 4 knows no others."""
+    config = {key: value for key, value in json.loads(part.config.to_json_string()).items() if not key.startswith("_")}
+    for old in ("torch_dtype", "dtype"):
+        config.pop(old, None)
+    config |= {"architectures": [type(part).__name__], "dtype": str(dtype).removeprefix("torch.")}
+    _write_json(folder / "config.json", config)
+    # transformers 5 dropped the first word of `CLIPTextModel`'s names.
+    bare = type(part).__name__ == "CLIPTextModel" and not hasattr(part, "text_model")
+    _save_state(part, folder / "model.safetensors", dtype, prefix="text_model." if bare else "")
 
 
 def _write_json(path: Path, data: object) -> None:
