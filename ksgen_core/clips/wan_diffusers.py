@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..errors import KSGenError
+from .framewise import make_framewise
 from .render import encode_text_native, render_clip, render_clips
 from .settings import RenderSettings
 from .wan_files import check, check_kind, quietly, read_pipeline, save_folder
@@ -50,6 +50,8 @@ class ClipModel:
         model = cls(pipe, folder)
         for part in model.parts().values():
             part.to(device).eval()
+        if torch.device(device).type == "cpu":
+            make_framewise(pipe.vae)
         return model
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
@@ -142,9 +144,8 @@ class ClipModel:
 
     def _statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
         config = self.pipe.vae.config
-        mean, std = (
-            torch.tensor(v, device=device).view(1, -1, 1, 1, 1) for v in (config.latents_mean, config.latents_std)
-        )
+        numbers = (config.latents_mean, config.latents_std)
+        mean, std = (torch.tensor(values, device=device).view(1, -1, 1, 1, 1) for values in numbers)
         return mean, std
 
 
