@@ -1,6 +1,7 @@
 """Find plans by the words they share with the goal: BM25 over goal and step texts.
 
-Raw BM25 over whole sentences hurts (the commonest words decide), so stop words go and endings are cut.
+Raw BM25 over whole sentences hurts (the commonest words decide), so stop words go, endings are cut, and the score
+counts only as far as the query and a plan's goal cover each other.
 Source: Robertson and Zaragoza, The Probabilistic Relevance Framework: BM25 and Beyond, 2009, equation 3.15.
 """
 
@@ -25,7 +26,7 @@ CONFIDENCE = 0.5
 
 STOP_WORDS = frozenset(
     "a an and are as at be by can do for from get give have how i in into is it its make making me my of on onto or "
-    "our out please show some that the then there these this to up use using want we what with you your".split()
+    "our out please prepare serve show some that the then there these this to up use using want we what with you your".split()
 )
 SAME = {"cup": "mug", "teabag": "tea", "brew": "tea", "fry": "pan", "saute": "pan", "chop": "cut", "slic": "cut"}
 """Words that people use for one thing, their endings cut."""
@@ -55,18 +56,20 @@ class LexicalRetriever:
     def __call__(self, query: Query) -> tuple[Example, ...]:
         """Raises `KSGenError` naming the nearest skills if no plan fits the query's goal."""
         wanted = set(words_of(query.goal))
-        scores = [self._score(wanted, words) for words in self._words]
+        fits = [self._fit(wanted, n) for n in range(len(self.library))]
+        scores = [fit * self._score(wanted, words) for fit, words in zip(fits, self._words, strict=True)]
         order = sorted(
             range(len(scores)), key=lambda n: (-round(scores[n], 9), -self._often[_steps(self.library[n])], n)
         )
         distinct: dict[tuple[str, ...], int] = {}
         for n in order:
             distinct.setdefault(_steps(self.library[n]), n)
-        fitting = [n for n in distinct.values() if self._confident(wanted, n)]
+        fitting = [n for n in distinct.values() if fits[n] > 0]
         if not fitting:
-            near = list(dict.fromkeys(self.library[n].goal for n in distinct.values()))[:3]
+            by_words = sorted(distinct.values(), key=lambda n: -self._score(wanted, self._words[n]))
+            near = list(dict.fromkeys(self.library[n].goal for n in by_words))[:3]
             raise KSGenError(
-                f"No step found for the goal {query.goal!r}: the library holds no such skill. The nearest are "
+                f"No step found for the goal {query.goal!r}: the library of plans has no such skill, only others like "
                 f"{', '.join(map(repr, near))}. Reword the goal, or give the steps yourself."
             )
         return tuple(Example(self.library[n], _source(self.library[n], n), scores[n]) for n in fitting[: self.count])
@@ -80,10 +83,13 @@ class LexicalRetriever:
             if word in words
         )
 
-    def _confident(self, wanted: set[str], number: int) -> bool:
+    def _fit(self, wanted: set[str], number: int) -> float:
+        """How far the query's words and those of the plan's goal cover each other, 0..1; 0 if too little."""
         goal = set(words_of(self.library[number].goal))
         found = sum(1.0 if word in goal else 0.5 for word in wanted if word in self._words[number])
-        return found > 0 and found >= CONFIDENCE * len(wanted)
+        if not found or found < CONFIDENCE * len(wanted):
+            return 0.0
+        return (found / len(wanted) + len(goal & wanted) / max(1, len(goal))) / 2
 
 
 def words_of(text: str) -> list[str]:
