@@ -26,7 +26,8 @@ CONFIDENCE = 0.5
 
 STOP_WORDS = frozenset(
     "a an and are as at be by can do for from get give have how i in into is it its make making me my of on onto or "
-    "our out please prepare serve show some that the then there these this to up use using want we what with you your".split()
+    "our out please prepare serve show some that the then there these this to up use using want we what with you "
+    "your".split()
 )
 SAME = {"cup": "mug", "teabag": "tea", "brew": "tea", "fry": "pan", "saute": "pan", "chop": "cut", "slic": "cut"}
 """Words that people use for one thing, their endings cut."""
