@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Condition:
-    """What steers the backbone: text [B, L, C], empty text [B, L, C] or None (no guidance), first [B, 4 + Z, f, h, w]."""
+    """What steers the backbone: text [B, L, C], the same of no text for guidance or None, first [B, 4 + Z, f, h, w]."""
 
     text: Tensor
     empty: Tensor | None
