@@ -110,14 +110,14 @@ def _run(args: argparse.Namespace, _own: Sequence[str]) -> int:
 
 
 def _demo(args: argparse.Namespace, _own: Sequence[str]) -> int:
-    from . import storyboard
-    from .build import MINI
+    from . import build, storyboard
     from .pixels import read_picture
 
+    picture = read_picture(build.MINI / "demo.png")
+    goal = json.loads((build.MINI / "demo.json").read_text(encoding="utf-8"))["goal"]
     if not args.resume and (storyboard.run_settings(args.out) or {}).get("demo"):
         storyboard.clear(args.out)
-    demo = json.loads((MINI / "demo.json").read_text(encoding="utf-8"))
-    return _make(args, read_picture(MINI / "demo.png"), demo["goal"], None, None, demo=True)
+    return _make(args, picture, goal, None, None, demo=True)
 
 
 def _make(

@@ -86,6 +86,21 @@ def test_at_most_so_many_steps_and_steps_of_a_file(models, picture, tmp_path, ca
     assert "--goal" in capsys.readouterr().err
 
 
+def test_the_demo_replaces_a_former_demo_and_nothing_else(models, picture, tmp_path, monkeypatch, capsys):
+    shutil.copytree(models, tmp_path / "mini")
+    shutil.copy(picture, tmp_path / "mini" / "demo.png")
+    (tmp_path / "mini" / "demo.json").write_text(json.dumps({"goal": "make tea"}), encoding="utf-8")
+    monkeypatch.setattr(build, "MINI", tmp_path / "mini")
+    out = tmp_path / "out" / "demo"
+    demo = ["demo", "--out", str(out), "--policy", "initial", "--clip-updates", "1", "--frames", "5", "--device", "cpu"]
+    assert main(demo) == 0
+    before = files(out)
+    assert main(demo) == 0 and files(out) == before, "the same again"
+    assert main([*demo, "--resume"]) == 0 and files(out) == before, "nothing left to do"
+    (out / "run.json").unlink()
+    assert main(demo) == 1 and "another run" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(os.name != "posix", reason="sends the signal of Ctrl-C")
 def test_ctrl_c_keeps_what_is_made_and_resume_goes_on(models, picture, tmp_path):
     out = tmp_path / "out"
