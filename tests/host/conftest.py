@@ -33,15 +33,22 @@ TEXTS = ["put the tea bag into the mug", "pour hot water into the mug", "stir th
 GOAL = "make a cup of tea"
 
 
-def add_tiny_models(folder: Path) -> None:
-    """A complete models folder, untrained and minimal, so that every node runs in seconds."""
+def add_tiny_models(models: Path) -> None:
+    """A complete models folder `ksgen/tiny`, untrained and minimal, so that every node runs in seconds.
+
+    Its clip weights are also where the host's own loaders look, as `tiny/...`.
+    """
     from ksgen_core.clips.wan_native import export_native
     from ksgen_core.training import sdxl_folder, wan_folder
     from ksgen_core.types import KeyStep, Plan
 
+    folder = models / "ksgen" / "tiny"
     sdxl_folder.new_sdxl_folder(folder, TEXTS, sdxl_folder.TINY, seed=0)
     wan_folder.new_wan_folder(folder, TEXTS, wan_folder.TINY, seed=0)
-    export_native(folder / "clips", folder / "native")
+    for file in export_native(folder / "clips", folder / "native"):
+        place = models / file.parent.name / "tiny"
+        place.mkdir(parents=True)
+        file.rename(place / file.name)
     plan = Plan(GOAL, tuple(KeyStep(text) for text in TEXTS), planner="by hand")
     (folder / "library.jsonl").write_text(json.dumps(plan.to_json()) + "\n", encoding="utf-8")
 
@@ -50,7 +57,7 @@ def add_tiny_models(folder: Path) -> None:
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The base folder of the server, with a folder `tiny` of untrained models beside the embedded ones."""
     folder = new_base_folder(tmp_path_factory.mktemp("comfy") / "base")
-    add_tiny_models(folder / "models" / "ksgen" / "tiny")
+    add_tiny_models(folder / "models")
     return folder
 
 
