@@ -21,9 +21,9 @@ def noise_and_time(batch=2):
 
 
 def test_any_text_has_tokens_and_the_mask_ends_with_the_text(model):
-    texts = [*TEXTS, "", "Zwölf 猫 & 🫖!"]
+    texts = [*TEXTS, "", "Zwölf 猫 & 🫖!", "word " * 100]
     tokens, mask, pooled = model.encode_texts(texts)
-    assert tokens.shape == (6, TINY.text_length, 2 * TINY.text_width) and pooled.shape == (6, TINY.text_width)
+    assert tokens.shape == (7, TINY.text_length, 2 * TINY.text_width) and pooled.shape == (7, TINY.text_width)
     lengths = mask.sum(1).tolist()
     assert lengths[4] == 2  # start and end
     assert all(2 < n <= TINY.text_length for n in lengths[:4] + lengths[5:])

@@ -58,6 +58,22 @@ def test_weights_have_the_names_that_every_version_of_the_libraries_reads(traine
     }
     for part, names in firsts.items():
         assert {key.split(".")[0] for key in load_file(trained / part / "model.safetensors")} == names
+    adapter = load_file(trained / "ip_adapter/ip-adapter-plus.safetensors")
+    first = {key.removeprefix("image_proj.layers.0.") for key in adapter if key.startswith("image_proj.layers.0.")}
+    assert first == {
+        *("0.norm1.weight", "0.norm1.bias", "0.norm2.weight", "0.norm2.bias"),
+        *("0.to_q.weight", "0.to_kv.weight", "0.to_out.weight"),
+        *("1.0.weight", "1.0.bias", "1.1.weight", "1.3.weight"),
+    }
+    assert {key.split(".")[1] for key in adapter if key.startswith("ip_adapter.")} == {
+        "1",
+        "3",
+        "5",
+        "7",
+        "9",
+        "11",
+        "13",
+    }
     assert not any("_ip." in key for key in load_file(trained / "unet/diffusion_pytorch_model.safetensors"))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -38,13 +38,17 @@ class Condition:
     reference: Tensor | None = None
 
     def __getitem__(self, rows: Sequence[int]) -> Condition:
-        parts = ((f.name, getattr(self, f.name)) for f in fields(self))
-        return Condition(**{name: None if part is None else part[list(rows)] for name, part in parts})
+        parts: list[Any] = [None if part is None else part[list(rows)] for part in self._parts()]
+        return Condition(*parts)
 
     def then(self, other: Condition) -> Condition:
         """Both batches, one after the other."""
-        pairs = ((f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
-        return Condition(**{name: None if one is None else torch.cat([one, two]) for name, one, two in pairs})
+        pairs = zip(self._parts(), other._parts(), strict=True)
+        parts: list[Any] = [None if one is None else torch.cat([one, two]) for one, two in pairs]
+        return Condition(*parts)
+
+    def _parts(self) -> list[Any]:
+        return [getattr(self, field.name) for field in fields(self)]
 
 
 @dataclass(frozen=True)
@@ -172,7 +176,8 @@ def latent_colours(latent: Tensor, image: Tensor) -> Tensor:
 
     Rough, but free of any stored constant, and right for whatever VAE there is.
     """
-    small = torch.nn.functional.adaptive_avg_pool2d(image.movedim(-1, 0), latent.shape[-2:]).flatten(1).T
+    height, width = latent.shape[-2:]
+    small = torch.nn.functional.adaptive_avg_pool2d(image.movedim(-1, 0), (height, width)).flatten(1).T
     return torch.linalg.lstsq(_with_one(latent.float().cpu().flatten(1).T), small, driver="gelsd").solution
 
 

@@ -8,6 +8,7 @@ of `unet.attn_processors`.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,13 +28,13 @@ NAMES = (
 )
 
 
-def install(unet: nn.Module, adapter: dict[str, Tensor]) -> nn.Module:
+def install(unet: Any, adapter: dict[str, Tensor]) -> Any:
     """Give the UNet the adapter's attention layers and return the resampler, which then stands on its own.
 
     The UNet takes image tokens as `added_cond_kwargs={"image_embeds": [tokens]}` thereafter. Raises `KeyError` or
     `RuntimeError` if the adapter does not fit.
     """
-    parts = {"image_proj": {}, "ip_adapter": {}}
+    parts: dict[str, dict[str, Tensor]] = {"image_proj": {}, "ip_adapter": {}}
     for key, tensor in adapter.items():
         part, _, name = key.partition(".")
         parts[part][name] = tensor
@@ -56,7 +57,7 @@ def read(path: str | Path) -> dict[str, Tensor]:
     return tensors
 
 
-def write(path: str | Path, unet: nn.Module, resampler: nn.Module, dtype: torch.dtype) -> None:
+def write(path: str | Path, unet: Any, resampler: nn.Module, dtype: torch.dtype) -> None:
     """Write the adapter that `install` made, in `dtype`."""
     from safetensors.torch import save_file
 

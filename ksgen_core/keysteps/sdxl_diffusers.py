@@ -14,6 +14,7 @@ text, C their width, P pooled width, M image encoder's states of width E, N imag
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -48,8 +49,8 @@ class KeyStepModel:
 
     def __init__(
         self,
-        pipe,
-        image_encoder: nn.Module | None = None,
+        pipe: Any,
+        image_encoder: Any = None,
         adapter: dict[str, Tensor] | None = None,
         skill_transformer: SkillTransformer | None = None,
         image_mean: tuple[float, ...] = CLIP_MEAN,
@@ -59,8 +60,8 @@ class KeyStepModel:
         self.pipe = pipe
         self.image_encoder = image_encoder
         with quietly():
-            self.resampler = None if adapter is None else install(pipe.unet, adapter)
-        self.skill_transformer = skill_transformer
+            self.resampler: Any = None if adapter is None else install(pipe.unet, adapter)
+        self.skill_transformer: Any = skill_transformer
         self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
         self.folder = folder
 
@@ -174,7 +175,7 @@ class KeyStepModel:
         side = self._image_encoder().config.image_size
         return self.resampler(self._states(torch.zeros(1, 3, side, side, device=self.device)))[0]
 
-    def _image_encoder(self) -> nn.Module:
+    def _image_encoder(self) -> Any:
         if self.image_encoder is None or self.resampler is None:
             raise KSGenError(
                 f"{self.folder} has no image tokens: image_encoder/ or {ADAPTER_FILE} is missing. Put an "
@@ -205,7 +206,7 @@ class KeyStepModel:
         height, width = height * self.pipe.vae_scale_factor, width * self.pipe.vae_scale_factor
         # Original size, crop corner, target size: SDXL's micro-conditions, for a picture that is whole.
         time_ids = noisy.new_tensor([[height, width, 0, 0, height, width]]).expand(batch, -1)
-        added = {"text_embeds": condition.pooled, "time_ids": time_ids}
+        added: dict[str, Any] = {"text_embeds": condition.pooled, "time_ids": time_ids}
         if self.resampler is not None:
             added["image_embeds"] = [condition.image_tokens]
         if self.takes_reference:

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -91,7 +91,7 @@ def _save_state(
     write_atomically(path, lambda temporary: save_file(state, temporary, metadata={"format": "pt"}))
 
 
-def _save_transformer(part: nn.Module, folder: Path, dtype: torch.dtype) -> None:
+def _save_transformer(part: Any, folder: Path, dtype: torch.dtype) -> None:
     """A transformers model, under the names that its files have always had: transformers 4 knows no others."""
     config = {key: value for key, value in json.loads(part.config.to_json_string()).items() if not key.startswith("_")}
     for old in ("torch_dtype", "dtype"):

@@ -8,7 +8,10 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from functools import partial
 from pathlib import Path
+
+from ..checkpoints import write_atomically
 
 START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 # CLIP's own splitting into words, with \p{L} and \p{N} written for Python's re.
@@ -25,16 +28,22 @@ def write_clip_tokenizer(folder: str | Path, texts: list[str], merges: int, leng
     base = [*letters.values(), *(letter + WORD_END for letter in letters.values())]
     pairs = train_merges(texts, merges)
     vocabulary = [*base, *("".join(pair) for pair in pairs), START, END]
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     ids = {token: number for number, token in enumerate(vocabulary)}
-    (folder / "vocab.json").write_text(json.dumps(ids, ensure_ascii=False), encoding="utf-8")
     lines = ["#version: 0.2", *(" ".join(pair) for pair in pairs)]
-    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": pad}
     config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": length, "do_lower_case": True, **special}
-    for name, data in (("tokenizer_config.json", config), ("special_tokens_map.json", special)):
-        (folder / name).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    files = {
+        "vocab.json": json.dumps(ids, ensure_ascii=False),
+        "merges.txt": "\n".join(lines) + "\n",
+        "tokenizer_config.json": json.dumps(config, indent=2) + "\n",
+        "special_tokens_map.json": json.dumps(special, indent=2) + "\n",
+    }
+    for name, text in files.items():
+        write_atomically(Path(folder) / name, partial(_write_text, text))
+
+
+def _write_text(text: str, path: str) -> None:
+    Path(path).write_text(text, encoding="utf-8")
 
 
 def train_merges(texts: list[str], merges: int) -> list[tuple[str, str]]:

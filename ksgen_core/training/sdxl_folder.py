@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -126,7 +127,6 @@ def new_sdxl_folder(folder: str | Path, texts: list[str], sizes: SDXLSizes, seed
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         model = _new_model(folder, sizes)
-        model.skill_transformer.empty_tokens.copy_(model.zero_image_tokens())
         model.save(folder)
 
 
@@ -135,40 +135,9 @@ def _new_model(folder: Path, sizes: SDXLSizes) -> KeyStepModel:
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
     tokenizers = [CLIPTokenizer.from_pretrained(str(folder / name)) for name in ("tokenizer", "tokenizer_2")]
-    token_width = 2 * sizes.text_width
-    vae = AutoencoderKL(
-        latent_channels=sizes.latent_channels,
-        block_out_channels=sizes.vae_channels,
-        layers_per_block=sizes.vae_layers,
-        down_block_types=("DownEncoderBlock2D",) * len(sizes.vae_channels),
-        up_block_types=("UpDecoderBlock2D",) * len(sizes.vae_channels),
-        norm_num_groups=sizes.groups,
-        sample_size=sizes.picture,
-        scaling_factor=1.0,
-        force_upcast=False,
-        mid_block_add_attention=False,
-    )
-    unet = UNet2DConditionModel(
-        sample_size=sizes.picture // 2 ** (len(sizes.vae_channels) - 1),
-        in_channels=sizes.latent_channels * (2 if sizes.reference else 1),
-        out_channels=sizes.latent_channels,
-        block_out_channels=sizes.unet_channels,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        transformer_layers_per_block=(1, 1, 1),
-        # diffusers' name says width, the value is the number of heads, in SDXL's own config too.
-        attention_head_dim=sizes.unet_heads,
-        cross_attention_dim=token_width,
-        norm_num_groups=sizes.groups,
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=sizes.time_width,
-        projection_class_embeddings_input_dim=6 * sizes.time_width + sizes.text_width,
-    )
     # v-prediction to a terminal signal-to-noise ratio of zero (Lin et al., arXiv 2305.08891): the darkest and the
     # brightest pictures can be drawn, and what is trained is what is sampled.
-    scheduler = DDIMScheduler(
+    scheduler: Any = DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
@@ -178,8 +147,9 @@ def _new_model(folder: Path, sizes: SDXLSizes) -> KeyStepModel:
         clip_sample=False,
         set_alpha_to_one=True,
     )
+    unet = UNet2DConditionModel(**_unet_config(sizes))
     pipe = StableDiffusionXLPipeline(
-        vae=vae,
+        vae=AutoencoderKL(**_vae_config(sizes)),
         text_encoder=CLIPTextModel(_text_config(sizes, tokenizers[0])),
         text_encoder_2=CLIPTextModelWithProjection(_text_config(sizes, tokenizers[1])),
         tokenizer=tokenizers[0],
@@ -191,8 +161,8 @@ def _new_model(folder: Path, sizes: SDXLSizes) -> KeyStepModel:
     )
     skill = SkillTransformer(
         SkillTransformerConfig(
-            token_width=token_width,
-            text_width=token_width,
+            token_width=2 * sizes.text_width,
+            text_width=2 * sizes.text_width,
             tokens_per_image=sizes.image_tokens,
             max_images=sizes.max_images,
             width=sizes.skill_width,
@@ -204,7 +174,44 @@ def _new_model(folder: Path, sizes: SDXLSizes) -> KeyStepModel:
     model = KeyStepModel(pipe, _new_image_encoder(sizes), _new_adapter(unet, sizes), skill, folder=folder)
     for part in model.parts().values():
         part.eval()
+    model.skill_transformer.empty_tokens.copy_(model.zero_image_tokens())
     return model
+
+
+def _vae_config(sizes: SDXLSizes) -> dict[str, Any]:
+    return {
+        "latent_channels": sizes.latent_channels,
+        "block_out_channels": sizes.vae_channels,
+        "layers_per_block": sizes.vae_layers,
+        "down_block_types": ("DownEncoderBlock2D",) * len(sizes.vae_channels),
+        "up_block_types": ("UpDecoderBlock2D",) * len(sizes.vae_channels),
+        "norm_num_groups": sizes.groups,
+        "sample_size": sizes.picture,
+        "scaling_factor": 1.0,
+        "force_upcast": False,
+        "mid_block_add_attention": False,
+    }
+
+
+def _unet_config(sizes: SDXLSizes) -> dict[str, Any]:
+    return {
+        "sample_size": sizes.picture // 2 ** (len(sizes.vae_channels) - 1),
+        "in_channels": sizes.latent_channels * (2 if sizes.reference else 1),
+        "out_channels": sizes.latent_channels,
+        "block_out_channels": sizes.unet_channels,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "layers_per_block": 1,
+        "transformer_layers_per_block": (1, 1, 1),
+        # diffusers' name says width, the value is the number of heads, in SDXL's own config too.
+        "attention_head_dim": sizes.unet_heads,
+        "cross_attention_dim": 2 * sizes.text_width,
+        "norm_num_groups": sizes.groups,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": sizes.time_width,
+        "projection_class_embeddings_input_dim": 6 * sizes.time_width + sizes.text_width,
+    }
 
 
 def _text_config(sizes: SDXLSizes, tokenizer):
@@ -239,7 +246,7 @@ def _new_image_encoder(sizes: SDXLSizes) -> nn.Module:
     return CLIPVisionModelWithProjection(config)
 
 
-def _new_adapter(unet: nn.Module, sizes: SDXLSizes) -> dict[str, Tensor]:
+def _new_adapter(unet: Any, sizes: SDXLSizes) -> dict[str, Tensor]:
     """The tensors of a fresh IP-Adapter-Plus file; its exits `to_v_ip` are zero, so it changes nothing yet."""
     from diffusers.models.embeddings import IPAdapterPlusImageProjection
 
@@ -255,7 +262,7 @@ def _new_adapter(unet: nn.Module, sizes: SDXLSizes) -> dict[str, Tensor]:
         num_queries=sizes.image_tokens,
     )
     adapter = {f"image_proj.{key}": tensor for key, tensor in resampler_to_file(resampler.state_dict()).items()}
-    modules = dict(unet.named_modules())
+    modules: dict[str, Any] = dict(unet.named_modules())
     places = [name for name in unet.attn_processors if name.endswith("attn2.processor")]
     for number, name in enumerate(places):
         to_k = modules[name.removesuffix(".processor")].to_k.weight
