@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .framewise import make_framewise
 from .render import encode_text_native, render_clip, render_clips
 from .settings import RenderSettings
-from .wan_files import check, check_kind, quietly, read_pipeline, save_folder
+from .wan_files_diffusers import check, check_kind, quietly, read_pipeline, save_folder
 
 __all__ = ["ClipModel", "RenderSettings", "encode_text_native", "render_clip", "render_clips"]
 

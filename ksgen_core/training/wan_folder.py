@@ -40,7 +40,7 @@ class WanSizes:
 MINI = WanSizes(
     vae_width=8,
     heads=2,
-    layers=5,
+    layers=4,
     ff_width=768,
     text_merges=600,
     text_length=32,
@@ -132,7 +132,7 @@ def write_tokenizer(folder: Path, texts: list[str], merges: int, length: int) ->
     `merges` is the largest number of merges, `length` the fixed number of tokens per text. Bytes are the base of the
     vocabulary, so that any text at all has tokens, whatever the training texts were; letters become small ones.
     """
-    from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     letters = list(byte_letters().values())
     pairs = train_merges(texts, merges)
@@ -148,6 +148,7 @@ def write_tokenizer(folder: Path, texts: list[str], merges: int, length: int) ->
         ]
     )
     tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {end}", special_tokens=[(end, 1)])
+    tokenizer.decoder = decoders.Sequence([decoders.Replace(WORD_END, byte_letters()[ord(" ")]), decoders.ByteLevel()])
     tokenizer.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in (pad, end)])
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))

@@ -120,8 +120,10 @@ def read_pipeline(folder: Path, dtype: torch.dtype):
         for name, kind in classes.items():
             parts[name] = None
             if (folder / name / "config.json").is_file():
+                # The same argument has other names in the two libraries.
+                in_dtype = {"dtype" if name == "text_encoder" else "torch_dtype": dtype}
                 parts[name], info = kind.from_pretrained(
-                    str(folder / name), torch_dtype=dtype, local_files_only=True, output_loading_info=True
+                    str(folder / name), local_files_only=True, output_loading_info=True, **in_dtype
                 )
                 if lacking := sorted(info["missing_keys"]):
                     raise ValueError(f"it lacks {len(lacking)} weights, the first is {lacking[0]}.")
