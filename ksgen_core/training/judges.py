@@ -11,14 +11,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..metrics.tabletop_judge import CLIP_FRAMES, Judge, JudgeConfig
-from ..tabletop.instances import make
+from ..tabletop.instances import Instance, make
 from ..tabletop.scene import COLOURS
 from ..tabletop.skills import SKILLS
-from ..tabletop.world import HEADS
+from ..tabletop.world import HEADS, KINDS
 from .loop import Progress, Recipe, fit
-from .pool import COLOURED, STEPS, build_pool, colours, facts, step_class
+from .pool import COLOURED, SHAPED, STEPS, build_pool, colours, facts, shapes, step_class
 
 STATE_OUTPUTS = (*(1 + len(values) for _, _, values in HEADS), *(1 + len(COLOURS) for _ in COLOURED))
+
+
+JUDGE_OUTPUTS = (*STATE_OUTPUTS, *(1 + KINDS[name].shapes for name in SHAPED))
+"""The heads of the state judge: facts, then colours, then shapes."""
 
 
 def to_pictures(images: np.ndarray) -> Tensor:
@@ -61,14 +65,14 @@ ACTION_RECIPE = Recipe(iterations=1500, batch=48, rate=2e-3, decay=0.02, clip=10
 def train_state_judge(run: Path, recipe: Recipe = STATE_RECIPE, instances: int = 7000) -> Iterator[Progress]:
     """Writes `<run>/state_judge.safetensors`."""
     pool = build_pool(run / "judge", "judge", range(instances), every_skill=True)
-    labels = torch.from_numpy(np.concatenate([pool.facts, pool.colours], 1)).long()
+    labels = torch.from_numpy(np.concatenate([pool.facts, pool.colours, pool.shapes], 1)).long()
 
     def batch(generator: torch.Generator) -> tuple[Tensor, Tensor]:
         rows = torch.randint(len(labels), (recipe.batch,), generator=generator)
         return soften(to_pictures(pool.images[np.sort(rows.numpy())]), generator), labels[rows.sort().values]
 
     torch.manual_seed(0)
-    judge = Judge(JudgeConfig(1, STATE_OUTPUTS))
+    judge = Judge(JudgeConfig(1, JUDGE_OUTPUTS))
     yield from _fit("state_judge", judge, batch, recipe, run)
 
 
@@ -103,31 +107,39 @@ def train_action_judge(run: Path, recipe: Recipe = ACTION_RECIPE, instances: int
     yield from _fit("action_judge", judge, batch, recipe, run)
 
 
-def own_accuracy(state_judge: Judge, action_judge: Judge, instances: int = 200) -> dict[str, float]:
+def true_labels(instance: Instance, step: int, *, after: bool = False) -> Tensor:
+    """What a perfect state judge reads off the first (or last) frame of a step: labels [heads]."""
+    labels = [read(instance, step, after=after) for read in (facts, colours, shapes)]
+    return torch.from_numpy(np.concatenate(labels)).long()
+
+
+def cast_heads(instance: Instance) -> tuple[Tensor, Tensor]:
+    """Masks [heads]: the facts of the skill's own objects; the colours and shapes of those objects."""
+    cast = instance.run.skill.cast
+    of_facts = [name in cast for name, _, _ in HEADS]
+    of_looks = [name in cast for name in (*COLOURED, *SHAPED)]
+    return torch.tensor(of_facts + [False] * len(of_looks)), torch.tensor([False] * len(of_facts) + of_looks)
+
+
+def own_accuracy(state_judge: Judge, action_judge: Judge, instances: int = 200, first_seed: int = 10_000) -> dict[str, float]:
     """What the judges reach on true renders of instances never trained on (both splits of the benchmark).
 
-    `state`: share of pictures with every fact of the cast right; `fact`: share of facts; `colour`; `action`.
+    `state`: share of first frames with every fact of the skill's objects right; `fact`: share of these facts; `look`: of
+    their colours and shapes; `action`: share of clips.
     """
-    exact, fact_hits, colour_hits, action_hits = [], [], [], []
+    exact, fact_hits, look_hits, action_hits = [], [], [], []
     for split in ("seen", "unseen"):
-        for seed in range(10_000, 10_000 + instances):
+        for seed in range(first_seed, first_seed + instances):
             instance = make(split, seed)
-            cast = torch.tensor([name in instance.run.skill.cast for name, _, _ in HEADS])
+            of_facts, of_looks = cast_heads(instance)
             for k, step in enumerate(instance.run.steps):
                 film = instance.film(k)
-                got = state_judge.read(to_pictures(film[:1]))[0]
-                true = torch.from_numpy(np.concatenate([facts(instance, k), colours(instance, k)])).long()
-                hits = got == true
-                exact.append(bool(hits[: len(HEADS)][cast].all()))
-                fact_hits += hits[: len(HEADS)][cast].tolist()
-                colour_hits += hits[len(HEADS) :][true[len(HEADS) :] > 0].tolist()
+                true = true_labels(instance, k)
+                hits = state_judge.read(to_pictures(film[:1]))[0] == true
+                exact.append(bool(hits[of_facts].all()))
+                fact_hits += hits[of_facts].tolist()
+                look_hits += hits[of_looks & (true > 0)].tolist()
                 stacked = np.concatenate(list(film[list(CLIP_FRAMES)]), -1)[None]
                 action_hits.append(int(action_judge.read(to_pictures(stacked))[0, 0]) == step_class(step))
-    return {
-        "state": float(np.mean(exact)),
-        "fact": float(np.mean(fact_hits)),
-        "colour": float(np.mean(colour_hits)),
-        "action": float(np.mean(action_hits)),
-    }
-
-
+    figures = {"state": exact, "fact": fact_hits, "look": look_hits, "action": action_hits}
+    return {name: float(np.mean(hits)) for name, hits in figures.items()}

@@ -1,6 +1,6 @@
 """A pool of Tabletop pictures on disk with everything that is known about them: rendered once, read by every trainer.
 
-Legend: N pictures, H = len(HEADS) facts, K = len(COLOURED) coloured objects. A label is 0 where the object is not in the
+Legend: N pictures, H = len(HEADS) facts, K = len(COLOURED) coloured objects, F = len(SHAPED) with several shapes. A label is 0 where the object is not in the
 picture, else 1 + the index of its value.
 """
 
@@ -20,6 +20,7 @@ from ..tabletop.skills import SKILLS, Step
 from ..tabletop.world import HEADS, KINDS
 
 COLOURED = tuple(kind.name for kind in KINDS.values() if kind.coloured)
+SHAPED = tuple(kind.name for kind in KINDS.values() if kind.shapes > 1)
 STEPS: tuple[tuple[str, str, str], ...] = tuple(
     dict.fromkeys((s.action, s.obj, s.target) for skill in SKILLS for s in skill.steps)
 )
@@ -55,9 +56,19 @@ def colours(instance: Instance, step: int, *, after: bool = False) -> np.ndarray
     return labels
 
 
+def shapes(instance: Instance, step: int, *, after: bool = False) -> np.ndarray:
+    """Labels [F] of the shapes of the objects in the picture."""
+    state, room = instance.run.states[step + after], instance.room
+    labels = np.zeros(len(SHAPED), np.int8)
+    for k, name in enumerate(SHAPED):
+        if name in instance.shots[step].places and (name in state or name in room.bystanders):
+            labels[k] = 1 + room.looks[name].shape
+    return labels
+
+
 @dataclass(frozen=True)
 class Pool:
-    """`images` uint8 [N, 128, 128, 3] (on disk), `facts` [N, H], `colours` [N, K], `steps` [N] class, `instance`, `index` [N].
+    """`images` uint8 [N, 128, 128, 3] (on disk), `facts` [N, H], `colours` [N, K], `shapes` [N, F], `steps` [N] class, `instance`, `index` [N].
 
     `index` is the step's number, -1 for the last frame of the last clip. `texts[i]` are the step texts of instance i,
     `goals[i]` its goal.
@@ -66,6 +77,7 @@ class Pool:
     images: np.ndarray
     facts: np.ndarray
     colours: np.ndarray
+    shapes: np.ndarray
     steps: np.ndarray
     instance: np.ndarray
     index: np.ndarray
@@ -77,7 +89,7 @@ class Pool:
         labels = np.load(folder / "labels.npz")
         words = json.loads((folder / "words.json").read_text())
         images = np.load(folder / "images.npy", mmap_mode="r")
-        names = ("facts", "colours", "steps", "instance", "index")
+        names = ("facts", "colours", "shapes", "steps", "instance", "index")
         return cls(images, *(labels[n] for n in names), words["texts"], words["goals"])
 
 
@@ -86,10 +98,12 @@ def _render(task: tuple[str, int, bool]) -> tuple[list, list[str], str]:
     instance = make(split, seed, SKILLS if every_skill else None)
     rows = []
     for k, step in enumerate(instance.run.steps):
-        rows.append((instance.first_frame(k), facts(instance, k), colours(instance, k), step_class(step), k))
+        labels = facts(instance, k), colours(instance, k), shapes(instance, k)
+        rows.append((instance.first_frame(k), *labels, step_class(step), k))
     last = len(rows) - 1
     end = instance.film(last, frames=2)[-1]
-    rows.append((end, facts(instance, last, after=True), colours(instance, last, after=True), rows[-1][3], -1))
+    labels = tuple(read(instance, last, after=True) for read in (facts, colours, shapes))
+    rows.append((end, *labels, rows[-1][4], -1))
     return rows, list(instance.run.texts), instance.run.goal
 
 
@@ -114,9 +128,10 @@ def build_pool(folder: Path, split: str, seeds: Sequence[int], *, every_skill: b
         folder / "labels.npz",
         facts=np.stack([r[0] for r in rows]),
         colours=np.stack([r[1] for r in rows]),
-        steps=np.array([r[2] for r in rows], np.int16),
+        shapes=np.stack([r[2] for r in rows]),
+        steps=np.array([r[3] for r in rows], np.int16),
         instance=np.array(ids, np.int32),
-        index=np.array([r[3] for r in rows], np.int8),
+        index=np.array([r[4] for r in rows], np.int8),
     )
     (folder / "words.json").write_text(json.dumps({"texts": texts, "goals": goals}))
     (folder / "stamp.json").write_text(json.dumps(stamp))

@@ -77,9 +77,9 @@ MINI = SDXLSizes(
     vision_pixels=128,
     image_tokens=16,
     resampler_width=128,
-    skill_width=256,
+    skill_width=192,
     skill_layers=4,
-    skill_heads=8,
+    skill_heads=6,
     skill_ff=512,
     max_images=8,
 )

@@ -1,0 +1,158 @@
+"""`ksgen bench tabletop`: key images and clips of the embedded models, by policy, read by judges trained on true renders.
+
+The plans are the true ones: the planner is measured elsewhere. Key image 0 is the given picture and is never counted.
+Clips are rendered for one step of every instance (the first after step 0 that the seed picks), by `last_frame` for all,
+as each needs the one before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from report import markdown, write_report  # noqa: E402
+
+from ksgen_core import build  # noqa: E402
+from ksgen_core.clips.wan_diffusers import RenderSettings, render_clips  # noqa: E402
+from ksgen_core.keysteps.draw import draw_key_steps  # noqa: E402
+from ksgen_core.keysteps.policies import POLICIES, DrawSettings  # noqa: E402
+from ksgen_core.metrics.motion import dis_flow, motion_distance  # noqa: E402
+from ksgen_core.metrics.tabletop_judge import CLIP_FRAMES, Judge  # noqa: E402
+from ksgen_core.pipeline import KeyImage, StepClip  # noqa: E402
+from ksgen_core.tabletop.instances import Instance, make  # noqa: E402
+from ksgen_core.training.judges import cast_heads, own_accuracy, to_pictures, true_labels  # noqa: E402
+from ksgen_core.training.pool import step_class  # noqa: E402
+from ksgen_core.types import Clip, with_seeds  # noqa: E402
+
+FIRST_SEED = 20_000
+JUDGES = Path(__file__).resolve().parent / "judges"
+
+
+class Bench:
+    """The models and judges, and the sums of one split and policy."""
+
+    def __init__(self, models: build.Models, draw_batch: int = 8) -> None:
+        self.key_steps, self.clips = models.key_steps(), models.clips()
+        self.state_judge = Judge.load(JUDGES / "state_judge.safetensors")
+        self.action_judge = Judge.load(JUDGES / "action_judge.safetensors")
+        self.flow = dis_flow()
+        self.draw_batch = draw_batch
+
+    def key_images(self, instance: Instance, policy: str, seed: int) -> dict[int, torch.Tensor]:
+        """The key images of all steps but 0, by number."""
+        image = from_uint8(instance.first_frame(0))
+        plan = with_seeds(instance.plan, seed)
+        steps = range(1, len(plan.steps))
+        settings = DrawSettings(policy, batch=self.draw_batch)
+        events = draw_key_steps(self.key_steps, image, plan, list(steps), settings)
+        return {event.step: event.image for event in events if isinstance(event, KeyImage)}
+
+    def clip(self, instance: Instance, image: torch.Tensor, step: int, seed: int) -> Clip:
+        plan = with_seeds(instance.plan, seed)
+        events = render_clips(self.clips, [image], plan, [step], RenderSettings())
+        return next(event.clip for event in events if isinstance(event, StepClip))
+
+    def chain(self, instance: Instance, seed: int) -> tuple[dict[int, torch.Tensor], dict[int, Clip]]:
+        """Policy last_frame: key images and clips of all steps."""
+        image, images, clips = from_uint8(instance.first_frame(0)), {}, {}
+        for step in range(len(instance.run.steps)):
+            if step:
+                images[step] = image
+            clips[step] = self.clip(instance, image, step, seed)
+            image = clips[step].frames[-1]
+        return images, clips
+
+    def judge_image(self, instance: Instance, step: int, image: torch.Tensor, sums: dict[str, list]) -> None:
+        true = true_labels(instance, step)
+        hits = self.state_judge.read(to_pictures(to_uint8(image)[None]))[0] == true
+        of_facts, of_looks = cast_heads(instance)
+        sums["state_accuracy"].append(bool(hits[of_facts].all()))
+        sums["fact_accuracy"] += hits[of_facts].tolist()
+        sums["scene_consistency"] += hits[of_looks & (true > 0)].tolist()
+
+    def judge_clip(self, instance: Instance, step: int, clip: Clip, sums: dict[str, list]) -> None:
+        film = to_uint8(clip.frames)
+        stacked = np.concatenate(list(film[list(CLIP_FRAMES)]), -1)[None]
+        sums["action_accuracy"].append(int(self.action_judge.read(to_pictures(stacked))[0, 0]) == step_class(instance.run.steps[step]))
+        end = self.state_judge.read(to_pictures(film[-1:]))[0] == true_labels(instance, step, after=True)
+        sums["end_state_accuracy"].append(bool(end[cast_heads(instance)[0]].all()))
+        sums["motion_distance"].append(motion_distance(instance.film(step), film, self.flow))
+
+
+def from_uint8(picture: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(picture)).float() / 255
+
+
+def to_uint8(picture: torch.Tensor) -> np.ndarray:
+    return (picture.clamp(0, 1) * 255).round().byte().numpy()
+
+
+def measure(bench: Bench, split: str, policy: str, instances: int, clips: int) -> dict[str, float]:
+    """Figures of one policy on instances FIRST_SEED ... of a split; clips of the first `clips` instances only."""
+    sums: dict[str, list] = defaultdict(list)
+    clock = time.monotonic()
+    for number in range(instances):
+        seed = FIRST_SEED + number
+        instance = make(split, seed)
+        last = len(instance.run.steps) - 1
+        chosen = 1 + seed % last if last else 0
+        if policy == "last_frame":
+            if number >= clips:
+                break
+            images, films = bench.chain(instance, seed)
+        elif policy == "initial":
+            images, films = {k: from_uint8(instance.first_frame(0)) for k in range(1, last + 1)}, {}
+        else:
+            images, films = bench.key_images(instance, policy, seed), {}
+        for step, image in images.items():
+            bench.judge_image(instance, step, image, sums)
+        if number < clips:
+            start = images.get(chosen, from_uint8(instance.first_frame(0)))
+            film = films.get(chosen) or bench.clip(instance, start, chosen, seed)
+            bench.judge_clip(instance, chosen, film, sums)
+    figures = {name: float(np.mean(values)) for name, values in sums.items()}
+    counts = {"key_images": len(sums["state_accuracy"]), "clips": len(sums["action_accuracy"])}
+    return {**figures, **counts, "seconds": time.monotonic() - clock}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="ksgen bench tabletop", description=__doc__)
+    parser.add_argument("--instances", type=int, default=200, help="instances a split")
+    parser.add_argument("--clips", type=int, default=200, help="instances a split with a clip")
+    parser.add_argument("--models", type=Path, help="a models folder other than the embedded one")
+    parser.add_argument("--policies", nargs="*", choices=POLICIES, default=list(POLICIES))
+    arguments = parser.parse_args(argv)
+    bench = Bench(build.open_folder(arguments.models) if arguments.models else build.embedded())
+    judge = own_accuracy(bench.state_judge, bench.action_judge)
+    print("judges on true renders:", judge, flush=True)
+    figures: dict[str, Any] = {"judge": judge}
+    rows = []
+    for split in ("seen", "unseen"):
+        figures[split] = {}
+        for policy in arguments.policies:
+            got = measure(bench, split, policy, arguments.instances, arguments.clips)
+            figures[split][policy] = got
+            print(split, policy, got, flush=True)
+            rows.append([split, policy, *(got[k] for k in COLUMNS)])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    figures["peak_memory_gb"] = peak
+    table = markdown(["split", "policy", *(c.replace("_", " ") for c in COLUMNS)], rows)
+    table += f"\n\nThe judges on true renders: {judge}. Peak memory {peak:.2f} GB."
+    write_report("tabletop", figures, table, f"instances {FIRST_SEED}..{FIRST_SEED + arguments.instances - 1} of each split")
+    print(table)
+    return 0
+
+
+COLUMNS = ("state_accuracy", "fact_accuracy", "scene_consistency", "action_accuracy", "end_state_accuracy", "motion_distance", "seconds")
+
+if __name__ == "__main__":
+    sys.exit(main())

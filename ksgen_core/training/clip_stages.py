@@ -1,0 +1,121 @@
+"""Train the parts of the clip model on Tabletop: the video VAE, then transformer and text encoder on its latents.
+
+Legend: B batch, F frames, Z latent channels, f, h, w latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..clips.wan_diffusers import ClipModel, fold_latent_statistics
+from ..tabletop.instances import FRAMES, make
+from .image_stages import bf16, pictures, reconstruction
+from .loop import Progress, Recipe, fit
+from .pool import Pool
+
+CLIP_VAE = Recipe(iterations=1800, batch=12, rate=1.5e-3, ema=0.995, decay=0.0)
+CLIPS = Recipe(iterations=4000, batch=8, rate=6e-4, warm_up=200, ema=0.998)
+SHARD = 200
+"""Instances whose clips are encoded into one file."""
+SHARDS = 5
+SHIFT = 3.0
+"""Of the noise levels trained on: sigma = s u / (1 + (s - 1) u) for u uniform (Esser et al., arXiv 2403.03206, eq. 23).
+
+Less than the sampler's own, so that the late updates are trained as well."""
+
+
+def train_clip_vae(model: ClipModel, pool: Pool, run: Path, recipe: Recipe = CLIP_VAE, crop: int = 64) -> Iterator[Progress]:
+    """Mostly single frames; every third iteration short films. Crops only: the VAE is convolutional but for one layer.
+
+    At the end its latents get the mean and deviation that ComfyUI takes for granted for Wan 2.1.
+    """
+    vae = model.pipe.vae.train()
+
+    def losses_of(iteration: int, generator: torch.Generator) -> dict[str, Tensor]:
+        if iteration % 3 == 2:
+            true = _film_crops(iteration, 2, 9, crop)
+        else:
+            rows = torch.randint(len(pool.images), (recipe.batch,), generator=generator).tolist()
+            corners = torch.randint(0, (128 - crop) // 8 + 1, (recipe.batch, 2), generator=generator) * 8
+            cut = [pool.images[r, y : y + crop, x : x + crop] for r, (y, x) in zip(rows, corners.tolist(), strict=True)]
+            true = pictures(np.stack(cut))[:, None]
+        true = true.movedim(-1, 1) * 2 - 1
+        with bf16():
+            mean = vae.encode(true).latent_dist.mode()
+            noise = torch.randn(mean.shape, generator=generator) * 0.05 * mean.detach().std()
+            got = vae.decode(mean + noise).sample
+        flat = [x.float().movedim(2, 1).flatten(0, 1) for x in (got, true)]
+        return {"reconstruction": reconstruction(*flat), "prior": 1e-5 * mean.float().square().mean()}
+
+    yield from fit("clip_vae", vae, losses_of, recipe, run)
+    vae.eval()
+    with torch.no_grad():
+        films = [pictures(make("train", seed).film(0))[None] for seed in range(24)]
+        latents = torch.cat([vae.encode(film.movedim(-1, 1) * 2 - 1).latent_dist.mode() for film in films])
+    fold_latent_statistics(vae, latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4)))
+
+
+def _film_crops(seed: int, count: int, frames: int, crop: int) -> Tensor:
+    """Random short pieces [count, frames, crop, crop, 3] of films of the training split."""
+    random = Random(seed)
+    pieces = []
+    for _ in range(count):
+        instance = make("train", random.randrange(9000))
+        film = instance.film(random.randrange(len(instance.run.steps)))
+        start, x, y = random.randrange(FRAMES - frames + 1), random.randrange(0, 65, 8), random.randrange(0, 65, 8)
+        pieces.append(film[start : start + frames, y : y + crop, x : x + crop])
+    return pictures(np.stack(pieces))
+
+
+@torch.no_grad()
+def encode_clips(model: ClipModel, folder: Path, shard: int) -> dict:
+    """Latents and conditions of the clips of one shard's instances, encoded once: {latents, first [B, Z, f, h, w], texts}."""
+    path = folder / f"shard-{shard:03d}.pt"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        latents, firsts, texts = [], [], []
+        for seed in range(shard * SHARD, (shard + 1) * SHARD):
+            instance = make("train", seed)
+            for k in range(len(instance.run.steps)):
+                film = pictures(instance.film(k))[None]
+                grey = torch.full_like(film, 0.5)
+                grey[:, 0] = film[:, 0]
+                with bf16():
+                    latents.append(model.encode_frames(film).half())
+                    firsts.append(model.encode_frames(grey).half())
+                texts.append(list(instance.run.steps[k].texts))
+        torch.save({"latents": torch.cat(latents), "firsts": torch.cat(firsts), "texts": texts}, path)
+    return torch.load(path, weights_only=True)
+
+
+def train_clips(model: ClipModel, run: Path, recipe: Recipe = CLIPS, shards: int = SHARDS) -> Iterator[Progress]:
+    """Flow matching in latents, given first frame and text; the text encoder learns along."""
+    data = [encode_clips(model, run / "clips", k) for k in range(shards)]
+    latents, firsts = (torch.cat([part[name] for part in data]) for name in ("latents", "firsts"))
+    texts = [t for part in data for t in part["texts"]]
+    both = nn.ModuleList([model.pipe.transformer, model.pipe.text_encoder]).train().requires_grad_(True)
+
+    def losses_of(_: int, generator: torch.Generator) -> dict[str, Tensor]:
+        rows = torch.randint(len(latents), (recipe.batch,), generator=generator).tolist()
+        clean, first = latents[rows].float(), model.with_mask(firsts[rows].float())
+        pick = torch.randint(0, 1 << 30, (recipe.batch,), generator=generator).tolist()
+        chosen = [texts[r][n % len(texts[r])] for r, n in zip(rows, pick, strict=True)]
+        dropped = (torch.rand(recipe.batch, generator=generator) < 0.08).tolist()
+        chosen = ["" if gone else text for text, gone in zip(chosen, dropped, strict=True)]
+        u = torch.rand(recipe.batch, generator=generator)
+        sigma = (SHIFT * u / (1 + (SHIFT - 1) * u))[:, None, None, None, None]
+        noise = torch.randn(clean.shape, generator=generator)
+        with bf16():
+            text = model.encode_texts(chosen)
+            got = model.predict((1 - sigma) * clean + sigma * noise, sigma.flatten() * 1000, text, first)
+        return {"velocity": F.mse_loss(got.float(), noise - clean)}
+
+    yield from fit("clips", both, losses_of, recipe, run)
+    both.eval()

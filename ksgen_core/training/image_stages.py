@@ -1,0 +1,304 @@
+"""Train the parts of the key-step image model on Tabletop: VAE, encoders, Skill Transformer, backbone.
+
+Legend: B batch, N image tokens of width C, L tokens per text, Z latent channels, h, w latent size, T steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..keysteps.draw import Condition
+from ..keysteps.sdxl_diffusers import KeyStepModel
+from ..tabletop.skills import SKILLS
+from .judges import STATE_OUTPUTS
+from .loop import Progress, Recipe, fit
+from .pool import STEPS, Pool
+
+VAE = Recipe(iterations=1500, batch=16, rate=1.5e-3, ema=0.995, decay=0.0)
+ENCODERS = Recipe(iterations=2500, batch=40, rate=1.2e-3, warm_up=200, decay=0.05)
+TEXTS = Recipe(iterations=400, batch=32, rate=1e-3, warm_up=50, decay=0.05)
+SKILL = Recipe(iterations=3000, batch=32, rate=6e-4, warm_up=200, decay=0.05, ema=0.99, clip=0.25)
+BACKBONE = Recipe(iterations=3000, batch=32, rate=8e-4, warm_up=200, decay=0.01, ema=0.995)
+ADAPTER = Recipe(iterations=6000, batch=32, rate=5e-4, warm_up=100, decay=0.01, ema=0.998)
+
+
+def pictures(images: np.ndarray) -> Tensor:
+    """uint8 [B, H, W, 3] -> float32 0..1, same shape."""
+    return torch.from_numpy(np.ascontiguousarray(images)).float() / 255
+
+
+def bf16(device: str | torch.device = "cpu"):
+    return torch.autocast(torch.device(device).type, torch.bfloat16)
+
+
+def edges(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Differences of neighbouring pixels of [B, 3, H, W]: outlines count as much as areas."""
+    return x[..., 1:, :] - x[..., :-1, :], x[..., :, 1:] - x[..., :, :-1]
+
+
+def reconstruction(got: Tensor, true: Tensor) -> Tensor:
+    """L1 at two scales and on edges; [B, 3, H, W] each."""
+    loss = F.l1_loss(got, true) + 0.5 * F.l1_loss(F.avg_pool2d(got, 4), F.avg_pool2d(true, 4))
+    return loss + sum(F.l1_loss(a, b) for a, b in zip(edges(got), edges(true), strict=True))
+
+
+def train_vae(model: KeyStepModel, pool: Pool, run: Path, recipe: Recipe = VAE, crop: int = 64) -> Iterator[Progress]:
+    """The VAE on crops (it is convolutional); then its latents are normalised inside its own 1x1 convolutions."""
+    vae = model.pipe.vae.train()
+
+    def losses_of(_: int, generator: torch.Generator) -> dict[str, Tensor]:
+        rows = torch.randint(len(pool.images), (recipe.batch,), generator=generator).tolist()
+        corners = torch.randint(0, (128 - crop) // 8 + 1, (recipe.batch, 2), generator=generator) * 8
+        batch = [pool.images[r, y : y + crop, x : x + crop] for r, (y, x) in zip(rows, corners.tolist(), strict=True)]
+        true = pictures(np.stack(batch)).movedim(-1, 1) * 2 - 1
+        with bf16():
+            posterior = vae.encode(true).latent_dist
+            latents = posterior.mean + torch.randn(posterior.mean.shape, generator=generator) * 0.05 * posterior.mean.detach().std()
+            got = vae.decode(latents).sample
+        mean = posterior.mean.float()
+        return {"reconstruction": reconstruction(got.float(), true), "prior": 1e-5 * (mean.square().mean())}
+
+    yield from fit("vae", vae, losses_of, recipe, run)
+    vae.eval()
+    normalise_latents(model, pictures(pool.images[:: max(1, len(pool.images) // 400)]))
+
+
+@torch.no_grad()
+def normalise_latents(model: KeyStepModel, images: Tensor) -> None:
+    """Fold mean and standard deviation of the latents into quant_conv and post_quant_conv: scaling_factor stays 1."""
+    vae = model.pipe.vae
+    latents = torch.cat([model.encode_latents(part) for part in images.split(25)])
+    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    channels = len(mean)
+    vae.quant_conv.weight[:channels] /= std[:, None, None, None]
+    vae.quant_conv.bias[:channels] = (vae.quant_conv.bias[:channels] - mean) / std
+    vae.quant_conv.bias[channels:] -= 2 * std.log()
+    vae.post_quant_conv.bias += (vae.post_quant_conv.weight[:, :, 0, 0] * mean).sum(1)
+    vae.post_quant_conv.weight *= std[None, :, None, None]
+
+
+class _Listeners(nn.Module):
+    """The text encoders and the throw-away heads that say what they must tell apart."""
+
+    def __init__(self, model: KeyStepModel) -> None:
+        super().__init__()
+        width = model.skill_transformer.config.text_width
+        self.texts = nn.ModuleList([model.pipe.text_encoder, model.pipe.text_encoder_2])
+        self.step = nn.Linear(width, len(STEPS))
+        self.goal = nn.Linear(width, len(SKILLS))
+
+
+def train_texts(model: KeyStepModel, run: Path, recipe: Recipe = TEXTS) -> Iterator[Progress]:
+    """The text encoders learn which step, or which skill, a sentence means; goals of unseen skills are left out."""
+    listeners = _Listeners(model).train().requires_grad_(True)
+    step_texts = [(t, STEPS.index((s.action, s.obj, s.target))) for skill in SKILLS for s in skill.steps for t in s.texts]
+    goals = [(g, k) for k, skill in enumerate(SKILLS) if not skill.unseen for g in skill.goals]
+
+    def losses_of(_: int, generator: torch.Generator) -> dict[str, Tensor]:
+        picked = [step_texts[k] for k in torch.randint(len(step_texts), (24,), generator=generator).tolist()]
+        picked += [goals[k] for k in torch.randint(len(goals), (8,), generator=generator).tolist()]
+        with bf16():
+            tokens, mask, _ = model.encode_texts([text for text, _ in picked])
+            mean = (tokens * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+            steps, aims = listeners.step(mean[:24]).float(), listeners.goal(mean[24:]).float()
+        classes = torch.tensor([k for _, k in picked])
+        words = F.cross_entropy(steps, classes[:24]) + F.cross_entropy(aims, classes[24:])
+        return {"words": words}
+
+    yield from fit("texts", listeners, losses_of, recipe, run)
+    listeners.eval()
+
+
+class _Readers(nn.Module):
+    """What is trained in the encoder stage, and the throw-away heads that say what the tokens must hold."""
+
+    def __init__(self, model: KeyStepModel) -> None:
+        super().__init__()
+        tokens, width = model.skill_transformer.config.tokens_per_image, model.skill_transformer.config.token_width
+        self.image_encoder, self.resampler = model.image_encoder, model.resampler
+        self.facts = nn.Linear(tokens * width, sum(STATE_OUTPUTS) + len(STEPS))
+        inner = model.image_encoder.config.hidden_size
+        self.look_at = nn.Parameter(torch.randn(len(STATE_OUTPUTS) + 1, inner) * 0.1)
+        self.seen = nn.Parameter(torch.zeros(len(STATE_OUTPUTS) + 1, inner, max(*STATE_OUTPUTS, len(STEPS))))
+
+    def read_states(self, states: Tensor) -> list[Tensor]:
+        """One query per fact looks at the image encoder's states [B, M, E]: a short way for the gradient -> logits."""
+        weights = (self.look_at @ states.transpose(1, 2) / states.shape[-1] ** 0.5).softmax(-1)
+        logits = torch.einsum("bqe,qev->bqv", F.layer_norm(weights @ states, states.shape[-1:]), self.seen)
+        return [logits[:, k, :v] for k, v in enumerate((*STATE_OUTPUTS, len(STEPS)))]
+
+
+def train_encoders(model: KeyStepModel, pool: Pool, run: Path, recipe: Recipe = ENCODERS) -> Iterator[Progress]:
+    """Image encoder and resampler learn to tell states, colours and steps.
+
+    No pretrained CLIP ships in any wheel, so ours is supervised by what the procedural world knows.
+    """
+    readers = _Readers(model)
+    labels = torch.from_numpy(np.concatenate([pool.facts, pool.colours, pool.steps[:, None]], 1).astype(np.int64))
+    outputs = (*STATE_OUTPUTS, len(STEPS))
+    is_step = torch.from_numpy(pool.index >= 0)
+    for part in (model.image_encoder, model.resampler):
+        part.train().requires_grad_(True)
+
+    def losses_of(_: int, generator: torch.Generator) -> dict[str, Tensor]:
+        rows = torch.randint(len(labels), (recipe.batch,), generator=generator)
+        images = pictures(pool.images[rows.numpy()])
+        images = torch.roll(images, tuple(torch.randint(-4, 5, (2,), generator=generator).tolist()), (1, 2))
+        with bf16():
+            states = model.image_states(images)
+            logits = readers.facts(model.resampler(states).flatten(1)).float().split(outputs, 1)
+        losses = {}
+        for name, answers in (("tokens", logits), ("states", readers.read_states(states.float()))):
+            facts = [F.cross_entropy(x, labels[rows, k]) for k, x in enumerate(answers[:-1])]
+            action = (F.cross_entropy(answers[-1], labels[rows, -1], reduction="none") * is_step[rows]).mean()
+            losses[name] = torch.stack(facts).sum() + action
+        return losses
+
+    yield from fit("encoders", readers, losses_of, recipe, run)
+    for part in (model.image_encoder, model.resampler):
+        part.eval()
+    with torch.no_grad():
+        model.skill_transformer.empty_tokens.copy_(model.zero_image_tokens())
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The pool seen through the frozen encoders.
+
+    latents [P, Z, h, w] and tokens [P, N, C] of the pool's pictures; text [U, L, C], mask [U, L], pooled [U, D] of all
+    texts that occur (number 0 is the empty text); `text_of[i][k]` is the number of instance i's step k; `first[i]` is
+    the row of instance i's initial picture, its key images follow.
+    """
+
+    latents: Tensor
+    tokens: Tensor
+    text: Tensor
+    mask: Tensor
+    pooled: Tensor
+    text_of: list[list[int]]
+    first: list[int]
+    zero: Tensor
+
+
+def _encoded(pool: Pool, path: Path, encode: Callable[[Tensor], Tensor]) -> Tensor:
+    if not path.exists():
+        parts = []
+        for start in range(0, len(pool.images), 64):
+            with bf16():
+                parts.append(encode(pictures(pool.images[start : start + 64])).half())
+        torch.save(torch.cat(parts), path)
+    return torch.load(path, weights_only=True)
+
+
+@torch.no_grad()
+def encode_pool(model: KeyStepModel, pool: Pool, folder: Path, *, with_tokens: bool = True) -> Encoded:
+    """Encode every picture of the pool once; what is in `folder` already is read. Without tokens: latents alone."""
+    words = [""] + sorted({t for texts in pool.texts for t in texts})
+    number = {t: k for k, t in enumerate(words)}
+    text, mask, pooled = model.encode_texts(words)
+    latents = _encoded(pool, folder / "latents.pt", model.encode_latents)
+    tokens = _encoded(pool, folder / "tokens.pt", model.encode_images) if with_tokens else latents.new_zeros(0)
+    first = np.flatnonzero(pool.index == 0).tolist()
+    text_of = [[number[t] for t in texts] for texts in pool.texts]
+    return Encoded(latents, tokens, text, mask, pooled, text_of, first, model.zero_image_tokens())
+
+
+def train_skill(model: KeyStepModel, data: Encoded, run: Path, recipe: Recipe = SKILL) -> Iterator[Progress]:
+    """Next-image-token prediction; the number of steps is drawn uniformly for every batch (METHOD.md)."""
+    skill = model.skill_transformer.train()
+    lengths = torch.tensor([len(texts) for texts in data.text_of])
+    most = int(lengths.max())
+
+    def losses_of(_: int, generator: torch.Generator) -> dict[str, Tensor]:
+        steps = int(torch.randint(2, most + 1, (), generator=generator))
+        fits = torch.nonzero(lengths >= min(steps, 3))[:, 0]
+        chosen = fits[torch.randint(len(fits), (recipe.batch,), generator=generator)].tolist()
+        tokens = torch.zeros(recipe.batch, steps, *data.zero.shape)
+        is_step = torch.zeros(recipe.batch, steps, dtype=torch.bool)
+        texts = torch.zeros(recipe.batch, most, dtype=torch.long)
+        for b, i in enumerate(chosen):
+            n = min(steps, len(data.text_of[i]))
+            tokens[b, :n] = data.tokens[data.first[i] : data.first[i] + n].float()
+            is_step[b, :n] = True
+            texts[b, : len(data.text_of[i])] = torch.tensor(data.text_of[i])
+        mask = data.mask[texts] & (texts > 0)[..., None]
+        with bf16():
+            loss = skill.loss(tokens, data.text[texts], mask, is_step)
+        return {"loss": loss.float()}
+
+    yield from fit("skill", skill, losses_of, recipe, run)
+    skill.eval()
+
+
+@torch.no_grad()
+def foresee(model: KeyStepModel, data: Encoded) -> Tensor:
+    """Rolled-out tokens [P, N, C] for every key image of the pool; the true ones where nothing is predicted."""
+    foreseen = data.tokens.clone()
+    by_length: dict[int, list[int]] = {}
+    for i, texts in enumerate(data.text_of):
+        by_length.setdefault(len(texts), []).append(i)
+    for steps, members in by_length.items():
+        for start in range(0, len(members), 64):
+            part = members[start : start + 64]
+            numbers = torch.tensor([data.text_of[i] for i in part])
+            rows = torch.tensor([data.first[i] for i in part])
+            with bf16():
+                out = model.skill_transformer.roll_out(data.tokens[rows].float(), data.text[numbers], data.mask[numbers])
+            for k in range(1, steps):
+                foreseen[rows + k] = out[:, k].half()
+    return foreseen
+
+
+def train_backbone(
+    model: KeyStepModel, pool: Pool, data: Encoded, foreseen: Tensor | None, run: Path, recipe: Recipe | None = None
+) -> Iterator[Progress]:
+    """The UNet on latents, by the scheduler's own prediction type. In two parts:
+
+    "backbone", without `foreseen`: text and reference alone; the image attention stays the nothing it begins as.
+    "adapter", with the tokens that the Skill Transformer foresees [P, N, C]: everything, most image tokens being
+    predictions, some the true ones, some those of the zero image. Conditions are dropped independently, so that every
+    policy and guidance are trained.
+    """
+    name, recipe = ("backbone", recipe or BACKBONE) if foreseen is None else ("adapter", recipe or ADAPTER)
+    unet = model.pipe.unet.train().requires_grad_(True)
+    if foreseen is None:
+        for key, parameter in unet.named_parameters():
+            parameter.requires_grad_("_ip." not in key)
+    scheduler = model.pipe.scheduler
+    alphas = scheduler.alphas_cumprod
+    rows_of_steps = torch.from_numpy(np.flatnonzero(pool.index >= 1))
+    instance, index = torch.from_numpy(pool.instance).long(), torch.from_numpy(pool.index).long()
+    first = torch.tensor(data.first)
+    text_of = torch.zeros(len(pool.images), dtype=torch.long)
+    for row in rows_of_steps.tolist():
+        text_of[row] = data.text_of[int(instance[row])][int(index[row])]
+
+    def losses_of(_: int, generator: torch.Generator) -> dict[str, Tensor]:
+        rows = rows_of_steps[torch.randint(len(rows_of_steps), (recipe.batch,), generator=generator)]
+        chance = torch.rand(4, recipe.batch, generator=generator)
+        clean = data.latents[rows].float()
+        reference = data.latents[first[instance[rows]]].float() * (chance[0] > 0.15)[:, None, None, None]
+        text = text_of[rows] * (chance[1] > 0.10)
+        tokens = data.zero.expand(recipe.batch, -1, -1)
+        if foreseen is not None:
+            kinds = (chance[2] < 0.75)[:, None, None], (chance[3] < 0.30)[:, None, None]
+            tokens = torch.where(kinds[0], foreseen[rows].float(), data.tokens[rows].float())
+            tokens = torch.where(kinds[1], data.zero, tokens)
+        noise = torch.randn(clean.shape, generator=generator)
+        times = torch.randint(scheduler.config.num_train_timesteps, (recipe.batch,), generator=generator)
+        a = alphas[times].sqrt()[:, None, None, None]
+        s = (1 - alphas[times]).sqrt()[:, None, None, None]
+        with bf16():
+            condition = Condition(data.text[text], data.pooled[text], tokens, reference)
+            got = model.predict(a * clean + s * noise, times, condition)
+        return {"velocity": F.mse_loss(got.float(), a * noise - s * clean)}
+
+    yield from fit(name, unet, losses_of, recipe, run)
+    unet.eval()

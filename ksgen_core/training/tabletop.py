@@ -1,0 +1,129 @@
+"""`ksgen train tabletop`: make all the embedded models from nothing.
+
+Every part resumes where it was; a part that is done is not done again. Parts that do not need each other can be trained
+by two processes at once (`--only`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from ..clips.wan_diffusers import ClipModel
+from ..keysteps.sdxl_diffusers import KeyStepModel
+from ..tabletop.skills import all_texts
+from . import clip_stages, image_stages, judges
+from .loop import Progress, Recipe
+from .pool import build_pool
+from .sdxl_folder import MINI, new_sdxl_folder
+from .wan_folder import MINI as WAN_MINI
+from .wan_folder import new_wan_folder
+
+TRAIN_INSTANCES = 9000
+PARTS = ("vae", "texts", "backbone", "encoders", "skill", "adapter", "clip_vae", "clips", "state_judge", "action_judge")
+"""In this order; vae and encoders, and everything of the clips, do not depend on each other."""
+
+
+def _key_step_model(run: Path) -> KeyStepModel:
+    folder = run / "models/keysteps"
+    if not folder.exists():
+        new_sdxl_folder(run / "models", all_texts(), MINI)
+    return KeyStepModel.load(folder)
+
+
+def _clip_model(run: Path) -> ClipModel:
+    folder = run / "models/clips"
+    if not folder.exists():
+        new_wan_folder(run / "models", all_texts(), WAN_MINI)
+    return ClipModel.load(folder)
+
+
+def _trained(model: KeyStepModel | ClipModel, run: Path, *parts: str) -> None:
+    """Take over what earlier parts have reached (their moving averages)."""
+    for part in parts:
+        path = run / f"{part}.safetensors"
+        if not path.exists():
+            raise SystemExit(f"{part} is not trained yet: run `ksgen train tabletop --only {part}` first.")
+        from safetensors.torch import load_file
+
+        tensors = load_file(path)
+        for name, module in _modules(model, part).items():
+            module.load_state_dict({k.split("/", 1)[1]: v for k, v in tensors.items() if k.startswith(name + "/")})
+
+
+def _modules(model: KeyStepModel | ClipModel, part: str) -> dict[str, torch.nn.Module]:
+    names = {"vae": ["vae"], "texts": ["text_encoder", "text_encoder_2"], "encoders": ["image_encoder", "resampler"], "skill": ["skill_transformer"], "backbone": ["unet"], "adapter": ["unet"], "clip_vae": ["vae"], "clips": ["transformer", "text_encoder"]}
+    parts = model.parts()
+    return {name: parts[name] for name in names[part]}
+
+
+def _keep(model: KeyStepModel | ClipModel, run: Path, part: str) -> None:
+    from safetensors.torch import save_file
+
+    tensors = {f"{n}/{k}": v.contiguous().clone() for n, m in _modules(model, part).items() for k, v in m.state_dict().items()}
+    save_file(tensors, run / f"{part}.safetensors")
+
+
+def train_part(part: str, run: Path, recipe: Recipe | None = None) -> Iterator[Progress]:
+    """Train one part in `run`; earlier parts must be there."""
+    if part == "state_judge":
+        yield from judges.train_state_judge(run, recipe or judges.STATE_RECIPE)
+        return
+    if part == "action_judge":
+        yield from judges.train_action_judge(run, recipe or judges.ACTION_RECIPE)
+        return
+    pool = build_pool(run / "train", "train", range(TRAIN_INSTANCES))
+    if part in ("clip_vae", "clips"):
+        model = _clip_model(run)
+        if part == "clip_vae":
+            yield from clip_stages.train_clip_vae(model, pool, run, recipe or clip_stages.CLIP_VAE)
+        else:
+            _trained(model, run, "clip_vae")
+            yield from clip_stages.train_clips(model, run, recipe or clip_stages.CLIPS)
+        _keep(model, run, part)
+        return
+    model = _key_step_model(run)
+    if part == "vae":
+        yield from image_stages.train_vae(model, pool, run, recipe or image_stages.VAE)
+    elif part == "encoders":
+        yield from image_stages.train_encoders(model, pool, run, recipe or image_stages.ENCODERS)
+    elif part == "texts":
+        yield from image_stages.train_texts(model, run, recipe or image_stages.TEXTS)
+    elif part == "backbone":
+        _trained(model, run, "vae", "texts")
+        data = image_stages.encode_pool(model, pool, run, with_tokens=False)
+        yield from image_stages.train_backbone(model, pool, data, None, run, recipe)
+    else:
+        _trained(model, run, "vae", "texts", "encoders")
+        with torch.no_grad():
+            model.skill_transformer.empty_tokens.copy_(model.zero_image_tokens())
+        data = image_stages.encode_pool(model, pool, run)
+        if part == "skill":
+            yield from image_stages.train_skill(model, data, run, recipe or image_stages.SKILL)
+        else:
+            _trained(model, run, "skill", "backbone")
+            foreseen = image_stages.foresee(model, data)
+            yield from image_stages.train_backbone(model, pool, data, foreseen, run, recipe)
+    _keep(model, run, part)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="ksgen train tabletop", description=__doc__)
+    parser.add_argument("--run", type=Path, default=Path("runs/tabletop"), help="where data, checkpoints and logs lie")
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS), help="train these parts only")
+    parser.add_argument("--threads", type=int, default=0, help="processor threads (0: torch decides)")
+    arguments = parser.parse_args(argv)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    for part in arguments.only:
+        for progress in train_part(part, arguments.run):
+            print(progress, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
