@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import AutoencoderKLWan
+from diffusers import AutoencoderKLWan, UniPCMultistepScheduler
 from tiny_clips import FAST, PLAN, TEXTS, clip_model, clips_folder, film, picture, render, weights
 
 from ksgen_core.clips.framewise import make_framewise
@@ -29,9 +29,21 @@ def model():
     return clip_model()
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_the_loop_is_that_of_the_stock_pipeline(model, guidance):
+@pytest.mark.parametrize(
+    ("guidance", "scheduler"),
+    [
+        (1.0, None),
+        (3.0, None),
+        # What the full-size Wan 2.2 comes with.
+        (1.0, UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)),
+    ],
+    ids=["plain", "guided", "unipc"],
+)
+def test_the_loop_is_that_of_the_stock_pipeline(guidance, scheduler):
+    model = clip_model()
     settings = replace(FAST, guidance=guidance)
+    if scheduler is not None:
+        model.pipe.register_modules(scheduler=scheduler)
     ours = render(model, [1], [picture(4)], settings=settings)[1]
     noise = torch.randn(1, 16, 2, 4, 4, generator=torch.Generator().manual_seed(PLAN.steps[1].seed))
     model.pipe.set_progress_bar_config(disable=True)
@@ -224,6 +236,13 @@ def test_it_renders_under_inference_mode(model):
     with torch.inference_mode():
         inside = render(clip_model(), [1])[1]
     assert inside.equal(render(model, [1])[1])
+
+
+def test_it_renders_in_half_precision(model):
+    """bfloat16 throughout, as on a small GPU: rougher, but the same film."""
+    rough = render(ClipModel.load(clips_folder(), dtype=torch.bfloat16), [1])[1]
+    assert rough.dtype == torch.float32
+    assert (rough - render(model, [1])[1]).abs().mean() < 0.02
 
 
 def test_two_transformers_share_the_work_as_in_the_stock_pipeline(tmp_path):
