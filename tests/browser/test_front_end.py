@@ -105,5 +105,5 @@ def test_the_front_end_queues_the_quickstart(page: Page, server: Server):
         page.wait_for_timeout(200)
     assert history or queue["queue_running"], "the front end queued nothing"
     prompt_id = next(iter(history), None) or queue["queue_running"][0][1]
-    entry = server.wait(prompt_id, seconds=400)
+    entry = server.wait(prompt_id, seconds=900)
     assert entry["status"]["completed"], entry["status"]

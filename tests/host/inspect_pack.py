@@ -70,7 +70,21 @@ loaded = asyncio.run(nodes.load_custom_node(os.path.join(base, "custom_nodes", "
 seconds = time.perf_counter() - start
 new_modules = sorted(set(sys.modules) - known_modules)
 pack_nodes = [cls for name, cls in nodes.NODE_CLASS_MAPPINGS.items() if name not in known_nodes]
+
+
+def message_without_diffusers() -> str:
+    """What the user reads if the host's Python lacks a package of ours; None in its place stands for that."""
+    host = next(module for name, module in sys.modules.items() if name.endswith("KS-Gen.nodes.host"))
+    sys.modules["diffusers"] = None
+    try:
+        host.require_packages()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
 report = {
+    "without_diffusers": message_without_diffusers(),
     "loaded": loaded,
     "seconds": seconds,
     "warnings": warnings.lines,

@@ -39,6 +39,11 @@ def test_loading_costs_under_100_ms_and_imports_no_heavy_package(pack):
     assert not packages & {"torch", "diffusers", "transformers", "accelerate", "torchvision", "PIL", "av", "numpy"}
 
 
+def test_without_diffusers_the_user_is_told_what_to_install(pack):
+    message = pack["without_diffusers"]
+    assert message.startswith("KSGenError") and "diffusers" in message and "requirements.txt" in message
+
+
 def test_schema_ids_are_the_parameters_of_execute(pack):
     for node in pack["nodes"]:
         assert list(node["inputs"]) == node["parameters"], node["id"]

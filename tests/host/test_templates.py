@@ -49,7 +49,7 @@ def test_a_template_runs_to_its_video(server: Server, name: str):
     prompt = prompt_of(graph, server.get("/object_info"))
     assert graph == before
     save = next(number for number, one in prompt.items() if one["class_type"] == "SaveVideo")
-    outputs = server.run(prompt, seconds=400)
+    outputs = server.run(prompt, seconds=900)
     frames, width, height = count_frames(server.file(outputs[save]["images"][0]))
     assert frames >= 2 * 17 and frames % 17 == 0
     assert (width, height) == (128, 128)
