@@ -6,6 +6,7 @@ Legend: H, W height and width in pixels of one picture; lengths are in pixels of
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from . import pixels
@@ -114,6 +115,7 @@ def _lines(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width:
     return [line for line in lines if line] or [""]
 
 
+@lru_cache(maxsize=8)
 def _rounded(size: tuple[int, int], radius: int) -> Image.Image:
     """A mask with round corners, drawn four times as large so that the corners are smooth."""
     from PIL import Image, ImageDraw
