@@ -195,13 +195,6 @@ def _preview(event: Update) -> tuple[str, Any, int] | None:
     return "JPEG", to_pil(event.preview), args.preview_size
 
 
-def check_interrupt() -> None:
-    """Stop here if the user cancelled; for work of ours that yields no updates."""
-    from comfy.model_management import throw_exception_if_processing_interrupted
-
-    throw_exception_if_processing_interrupted()
-
-
 def temp_file(name: str) -> Path:
     """A path in the host's temporary folder that no file has yet."""
     folder = Path(folder_paths.get_temp_directory())
