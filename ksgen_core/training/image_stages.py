@@ -21,7 +21,7 @@ from .judges import STATE_OUTPUTS
 from .loop import Progress, Recipe, fit
 from .pool import STEPS, Pool
 
-VAE = Recipe(iterations=1500, batch=16, rate=1.5e-3, ema=0.995, decay=0.0)
+VAE = Recipe(iterations=9000, batch=6, rate=1.5e-3, ema=0.995, decay=0.0)
 ENCODERS = Recipe(iterations=2500, batch=40, rate=1.2e-3, warm_up=200, decay=0.05)
 TEXTS = Recipe(iterations=400, batch=32, rate=1e-3, warm_up=50, decay=0.05)
 SKILL = Recipe(iterations=3000, batch=32, rate=6e-4, warm_up=200, decay=0.05, ema=0.99, clip=0.25)
@@ -44,9 +44,9 @@ def edges(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def reconstruction(got: Tensor, true: Tensor) -> Tensor:
-    """L1 at two scales and on edges; [B, 3, H, W] each."""
-    loss = F.l1_loss(got, true) + 0.5 * F.l1_loss(F.avg_pool2d(got, 4), F.avg_pool2d(true, 4))
-    return loss + sum(F.l1_loss(a, b) for a, b in zip(edges(got), edges(true), strict=True))
+    """Squared error first of all: it settles colours soon; L1 and edges keep outlines. [B, 3, H, W] each, -1..1."""
+    loss = 5 * F.mse_loss(got, true) + 0.5 * F.l1_loss(got, true)
+    return loss + 0.25 * sum(F.mse_loss(a, b).sqrt() for a, b in zip(edges(got), edges(true), strict=True))
 
 
 def train_vae(model: KeyStepModel, pool: Pool, run: Path, recipe: Recipe = VAE, crop: int = 64) -> Iterator[Progress]:

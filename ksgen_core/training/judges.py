@@ -26,8 +26,11 @@ JUDGE_OUTPUTS = (*STATE_OUTPUTS, *(1 + KINDS[name].shapes for name in SHAPED))
 
 
 def to_pictures(images: np.ndarray) -> Tensor:
-    """uint8 [B, S, S, 3] -> float [B, 3, S, S] in 0..1."""
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
+    """uint8 [B, S, S, C] -> float [B, C, S, S] in 0..1.
+
+    Contiguous: torch 2.13's float32 backward of a first convolution over permuted memory crashes on some CPUs.
+    """
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).contiguous().float() / 255
 
 
 def soften(pictures: Tensor, generator: torch.Generator) -> Tensor:

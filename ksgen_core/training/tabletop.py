@@ -12,12 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from ..clips.wan_diffusers import ClipModel
+from ..errors import KSGenError
 from ..keysteps.sdxl_diffusers import KeyStepModel
 from ..tabletop.skills import all_texts
 from . import clip_stages, image_stages, judges
 from .loop import Progress, Recipe
+from .pack import pack
 from .pool import build_pool
 from .sdxl_folder import MINI, new_sdxl_folder
 from .wan_folder import MINI as WAN_MINI
@@ -26,6 +29,19 @@ from .wan_folder import new_wan_folder
 TRAIN_INSTANCES = 9000
 PARTS = ("vae", "texts", "backbone", "encoders", "skill", "adapter", "clip_vae", "clips", "state_judge", "action_judge")
 """In this order; vae and encoders, and everything of the clips, do not depend on each other."""
+HOLDS = {
+    "vae": ("vae",),
+    "texts": ("text_encoder", "text_encoder_2"),
+    "backbone": ("unet",),
+    "encoders": ("image_encoder", "resampler"),
+    "skill": ("skill_transformer",),
+    "adapter": ("unet",),
+    "clip_vae": ("vae",),
+    "clips": ("transformer", "text_encoder"),
+}
+"""What each part trains, by the names of `parts()`."""
+CLIP_PARTS = ("clip_vae", "clips")
+IMAGE_PARTS = tuple(part for part in HOLDS if part not in CLIP_PARTS)
 
 
 def _key_step_model(run: Path) -> KeyStepModel:
@@ -42,30 +58,34 @@ def _clip_model(run: Path) -> ClipModel:
     return ClipModel.load(folder)
 
 
-def _trained(model: KeyStepModel | ClipModel, run: Path, *parts: str) -> None:
-    """Take over what earlier parts have reached (their moving averages)."""
+def _take(model: KeyStepModel | ClipModel, run: Path, *parts: str) -> None:
+    """Take over what earlier parts have reached. A part that is not there yet is an error."""
     for part in parts:
         path = run / f"{part}.safetensors"
         if not path.exists():
-            raise SystemExit(f"{part} is not trained yet: run `ksgen train tabletop --only {part}` first.")
-        from safetensors.torch import load_file
-
+            raise KSGenError(f"{part} is not trained yet. Run `ksgen train tabletop --only {part}` first.")
         tensors = load_file(path)
-        for name, module in _modules(model, part).items():
-            module.load_state_dict({k.split("/", 1)[1]: v for k, v in tensors.items() if k.startswith(name + "/")})
-
-
-def _modules(model: KeyStepModel | ClipModel, part: str) -> dict[str, torch.nn.Module]:
-    names = {"vae": ["vae"], "texts": ["text_encoder", "text_encoder_2"], "encoders": ["image_encoder", "resampler"], "skill": ["skill_transformer"], "backbone": ["unet"], "adapter": ["unet"], "clip_vae": ["vae"], "clips": ["transformer", "text_encoder"]}
-    parts = model.parts()
-    return {name: parts[name] for name in names[part]}
+        for name in HOLDS[part]:
+            state = {key.split("/", 1)[1]: value for key, value in tensors.items() if key.startswith(name + "/")}
+            model.parts()[name].load_state_dict(state)
 
 
 def _keep(model: KeyStepModel | ClipModel, run: Path, part: str) -> None:
-    from safetensors.torch import save_file
+    parts = model.parts()
+    states = {f"{name}/{key}": value for name in HOLDS[part] for key, value in parts[name].state_dict().items()}
+    save_file({key: value.contiguous().clone() for key, value in states.items()}, run / f"{part}.safetensors")
 
-    tensors = {f"{n}/{k}": v.contiguous().clone() for n, m in _modules(model, part).items() for k, v in m.state_dict().items()}
-    save_file(tensors, run / f"{part}.safetensors")
+
+def pack_models(run: Path, folder: Path) -> None:
+    """What is trained so far, as a models folder; untrained parts stay the nothing they begin as."""
+    models = []
+    for model, order in ((_key_step_model(run), IMAGE_PARTS), (_clip_model(run), CLIP_PARTS)):
+        _take(model, run, *(part for part in order if (run / f"{part}.safetensors").exists()))
+        models.append(model)
+    if (run / "skill.safetensors").exists() is False:
+        with torch.no_grad():
+            models[0].skill_transformer.empty_tokens.copy_(models[0].zero_image_tokens())
+    pack(*models, folder)
 
 
 def train_part(part: str, run: Path, recipe: Recipe | None = None) -> Iterator[Progress]:
@@ -82,7 +102,7 @@ def train_part(part: str, run: Path, recipe: Recipe | None = None) -> Iterator[P
         if part == "clip_vae":
             yield from clip_stages.train_clip_vae(model, pool, run, recipe or clip_stages.CLIP_VAE)
         else:
-            _trained(model, run, "clip_vae")
+            _take(model, run, "clip_vae")
             yield from clip_stages.train_clips(model, run, recipe or clip_stages.CLIPS)
         _keep(model, run, part)
         return
@@ -94,18 +114,18 @@ def train_part(part: str, run: Path, recipe: Recipe | None = None) -> Iterator[P
     elif part == "texts":
         yield from image_stages.train_texts(model, run, recipe or image_stages.TEXTS)
     elif part == "backbone":
-        _trained(model, run, "vae", "texts")
+        _take(model, run, "vae", "texts")
         data = image_stages.encode_pool(model, pool, run, with_tokens=False)
         yield from image_stages.train_backbone(model, pool, data, None, run, recipe)
     else:
-        _trained(model, run, "vae", "texts", "encoders")
+        _take(model, run, "vae", "texts", "encoders")
         with torch.no_grad():
             model.skill_transformer.empty_tokens.copy_(model.zero_image_tokens())
         data = image_stages.encode_pool(model, pool, run)
         if part == "skill":
             yield from image_stages.train_skill(model, data, run, recipe or image_stages.SKILL)
         else:
-            _trained(model, run, "skill", "backbone")
+            _take(model, run, "skill", "backbone")
             foreseen = image_stages.foresee(model, data)
             yield from image_stages.train_backbone(model, pool, data, foreseen, run, recipe)
     _keep(model, run, part)
@@ -115,10 +135,14 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="ksgen train tabletop", description=__doc__)
     parser.add_argument("--run", type=Path, default=Path("runs/tabletop"), help="where data, checkpoints and logs lie")
     parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS), help="train these parts only")
+    parser.add_argument("--pack", type=Path, help="only write what is trained so far as a models folder")
     parser.add_argument("--threads", type=int, default=0, help="processor threads (0: torch decides)")
     arguments = parser.parse_args(argv)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    if arguments.pack:
+        pack_models(arguments.run, arguments.pack)
+        return 0
     for part in arguments.only:
         for progress in train_part(part, arguments.run):
             print(progress, flush=True)

@@ -1,0 +1,45 @@
+"""Put what was trained together into a models folder: what ships as `ksgen_core/mini`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+
+from ..clips.wan_diffusers import ClipModel
+from ..keysteps.sdxl_diffusers import KeyStepModel
+from ..pixels import from_uint8, to_pil
+from ..tabletop.instances import make, skills_of
+from ..tabletop.skills import BY_NAME
+
+DEMO_SKILL, DEMO_SEED = "tea", 11
+PLANS_A_SKILL = 6
+"""Variants of every trained skill in the library of plans."""
+
+
+def pack(key_steps: KeyStepModel, clips: ClipModel, folder: Path) -> None:
+    """Write the models folder in half precision, with its library of plans and the demo's picture and goal."""
+    for stage, model in (("keysteps", key_steps), ("clips", clips)):
+        shutil.rmtree(folder / stage, ignore_errors=True)
+        model.save(folder / stage, torch.float16)
+    write_library(folder / "library.jsonl")
+    write_demo(folder)
+
+
+def write_library(path: Path) -> None:
+    """Plans of the trained skills, several variants each, as ksgen.plan/1, one a line. Unseen skills stay out."""
+    lines = {}
+    for skill in skills_of("train"):
+        for seed in range(PLANS_A_SKILL):
+            plan = make("library", seed, [skill]).plan
+            lines[plan.goal, tuple(step.text for step in plan.steps)] = json.dumps(plan.to_json(), sort_keys=True)
+    path.write_text("\n".join(lines.values()) + "\n", encoding="utf-8")
+
+
+def write_demo(folder: Path) -> None:
+    """`demo.png`, a picture that no model was trained on, and `demo.json` with the goal."""
+    instance = make("demo", DEMO_SEED, [BY_NAME[DEMO_SKILL]])
+    to_pil(from_uint8(instance.first_frame(0))).save(folder / "demo.png")
+    (folder / "demo.json").write_text(json.dumps({"goal": instance.run.goal}) + "\n", encoding="utf-8")
