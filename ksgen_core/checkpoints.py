@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,14 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
     Raises `KSGenError`, naming the file, if it is missing, cut off or not safetensors.
     """
+    return _read_header(path)[0].get("__metadata__", {})
+
+
+def _read_header(path: str | Path) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file (metadata and one entry per tensor) and where its data begins.
+
+    Raises `KSGenError`, naming the file, if it is missing, cut off or not safetensors.
+    """
     path = Path(path)
     if not path.is_file():
         raise KSGenError(f"The weights file {path} is missing. Put it there, or choose another models folder.")
@@ -80,11 +89,43 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         raise KSGenError(f"{path} is not a safetensors file. Weights must be in the safetensors format.") from error
     if not isinstance(header, dict):
         raise KSGenError(f"{path} is not a safetensors file. Weights must be in the safetensors format.")
-    metadata = header.pop("__metadata__", {})
-    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
     if size < 8 + length + end:
         raise KSGenError(f"{path} is cut off: it has {size} bytes of {8 + length + end}. Get the file again.")
-    return metadata
+    return header, 8 + length
+
+
+def rename_weights(
+    files: Sequence[Path], out: Path, names: Callable[[list[str]], Mapping[str, str]], metadata: Mapping[str, str]
+) -> None:
+    """Join safetensors files into one with other names, byte for byte; neither torch nor any dtype is needed.
+
+    `names` maps all old names to new ones. Raises `KSGenError` if a file is missing or cut off or `out` cannot be written.
+    """
+    headers = [_read_header(path) for path in files]
+    old = [name for header, _ in headers for name in header if name != "__metadata__"]
+    new = names(old)
+    joined: dict[str, Any] = {"__metadata__": dict(metadata)}
+    before = 0
+    for header, _ in headers:
+        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        for name, entry in entries.items():
+            joined[new[name]] = {**entry, "data_offsets": [offset + before for offset in entry["data_offsets"]]}
+        before += max(entry["data_offsets"][1] for entry in entries.values())
+    text = json.dumps(joined).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at multiples of 8 bytes, as safetensors itself writes them
+
+    def write(path: str) -> None:
+        with open(path, "wb") as target:
+            target.write(len(text).to_bytes(8, "little") + text)
+            for source, (_, start) in zip(files, headers, strict=True):
+                with open(source, "rb") as data:
+                    data.seek(start)
+                    shutil.copyfileobj(data, target)
+
+    write_atomically(out, write)
+
+
 
 
 def write_atomically(path: str | Path, write: Callable[[str], object]) -> None:

@@ -40,9 +40,31 @@ def register_model_folders() -> None:
 
     `add_model_folder_path` adds to what the user's yaml file set, it replaces nothing.
     """
-    folder_paths.add_model_folder_path(MODEL_FOLDER, str(Path(folder_paths.models_dir) / MODEL_FOLDER))
+    own = Path(folder_paths.models_dir) / MODEL_FOLDER
+    folder_paths.add_model_folder_path(MODEL_FOLDER, str(own))
+    offer_native_weights(own / "native")
     for kind in ("diffusion_models", "vae"):
-        folder_paths.add_model_folder_path(kind, str(MINI / "native" / kind))
+        folder_paths.add_model_folder_path(kind, str(own / "native" / kind))
+
+
+def offer_native_weights(folder: Path) -> None:
+    """Write the embedded clip model for the host's own loaders, unless this very one is there.
+
+    So every clone holds these weights once. A folder that cannot be written is not an error: then only the template
+    that uses the host's loaders misses its files.
+    """
+    from ..ksgen_core.clips.wan_native import export_native
+
+    clips, mark = MINI / "clips", folder / "made_from.txt"
+    weights = sorted(clips.glob("*/*.safetensors"))
+    state = "\n".join(f"{path.parent.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in weights)
+    if not weights or (mark.is_file() and mark.read_text() == state):
+        return
+    try:
+        export_native(clips, folder)
+        mark.write_text(state)
+    except (KSGenError, OSError) as error:
+        log.warning("The embedded clip weights were not written for ComfyUI's own loaders: %s", error)
 
 
 def offer_example_picture() -> None:

@@ -1,6 +1,6 @@
 """The clip model's weights as single files under Wan's own names, which ComfyUI's loaders read.
 
-ComfyUI reads all dimensions from the tensors and takes the rest for granted: heads of 128, 256 time features, Wan 2.1's
+Only names differ, so the files are written without torch. ComfyUI reads all dimensions from the tensors and takes the rest for granted: heads of 128, 256 time features, Wan 2.1's
 VAE with its latent statistics, and a schedule shifted by 8. Only the width of the texts must be said, in the metadata.
 """
 
@@ -8,15 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from ..checkpoints import read_metadata, write_atomically
+from ..checkpoints import rename_weights
 from ..errors import KSGenError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 TRANSFORMER_FILE = "diffusion_models/ksgen_mini_wan.safetensors"
 VAE_FILE = "vae/ksgen_mini_wan_vae.safetensors"
@@ -68,17 +63,14 @@ def export_native(clips_folder: str | Path, out_folder: str | Path) -> tuple[Pat
     The weights keep the dtype they are stored in. Raises `KSGenError` if a file is missing or cut off, if the model is
     one that ComfyUI would take for another, or if the files cannot be written.
     """
-    from safetensors.torch import save_file
-
     clips_folder, out_folder = Path(clips_folder), Path(out_folder)
     transformer, vae = (_read_config(clips_folder / name / "config.json") for name in ("transformer", "vae"))
     scheduler = _read_config(clips_folder / "scheduler/scheduler_config.json")
     check_native(clips_folder, transformer, vae, scheduler)
     metadata = {"format": "pt", "config": json.dumps({"transformer": {"text_dim": transformer["text_dim"]}})}
-    tensors = {wan_name(key, TRANSFORMER_NAMES): t for key, t in _read_tensors(clips_folder / "transformer").items()}
-    write_atomically(out_folder / TRANSFORMER_FILE, lambda path: save_file(tensors, path, metadata))
-    vae_tensors = native_vae(_read_tensors(clips_folder / "vae"))
-    write_atomically(out_folder / VAE_FILE, lambda path: save_file(vae_tensors, path, {"format": "pt"}))
+    files = _weights(clips_folder / "transformer"), _weights(clips_folder / "vae")
+    rename_weights(files[0], out_folder / TRANSFORMER_FILE, native_transformer, metadata)
+    rename_weights(files[1], out_folder / VAE_FILE, native_vae, {"format": "pt"})
     return out_folder / TRANSFORMER_FILE, out_folder / VAE_FILE
 
 
@@ -111,29 +103,29 @@ def wan_name(name: str, rules: tuple[tuple[str, str], ...]) -> str:
     return name
 
 
-def native_vae(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A VAE's weights under Wan's names. Its decoder is one flat list: each block's residual blocks, its resampler."""
-    residual = 1 + max(int(m[3]) for m in map(UP_BLOCK.match, tensors) if m and m[2] == "resnets")
+def native_transformer(names: Iterable[str]) -> dict[str, str]:
+    """Wan's names of a transformer's weights, by diffusers' names."""
+    return {name: wan_name(name, TRANSFORMER_NAMES) for name in names}
+
+
+def native_vae(names: Iterable[str]) -> dict[str, str]:
+    """Wan's names of a VAE's weights. Its decoder is one flat list: each block's residual blocks, its resampler."""
+    names = list(names)
+    residual = 1 + max(int(m[3]) for m in map(UP_BLOCK.match, names) if m and m[2] == "resnets")
 
     def flat(match: re.Match) -> str:
         block, kind, number = int(match[1]), match[2], int(match[3])
         place = block * (residual + 1) + (number if kind == "resnets" else residual)
         return f"decoder.upsamples.{place}."
 
-    return {wan_name(UP_BLOCK.sub(flat, key), VAE_NAMES): tensor for key, tensor in tensors.items()}
+    return {name: wan_name(UP_BLOCK.sub(flat, name), VAE_NAMES) for name in names}
 
 
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
+def _weights(folder: Path) -> list[Path]:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise KSGenError(f"{folder} holds no .safetensors weights. Get that part again, as safetensors.")
-    tensors = {}
-    for file in files:
-        read_metadata(file)
-        tensors.update(load_file(str(file)))
-    return tensors
+    return files
 
 
 def _read_config(path: Path) -> dict:
