@@ -1,4 +1,4 @@
-"""`ksgen bench tabletop`: key images and clips of the embedded models, by policy, read by judges trained on true renders.
+"""`ksgen bench tabletop`: key images and clips of the embedded models, read by judges trained on true renders.
 
 The plans are the true ones: the planner is measured elsewhere. Key image 0 is the given picture and is never counted.
 Clips are rendered for one step of every instance (the first after step 0 that the seed picks), by `last_frame` for all,
@@ -82,7 +82,9 @@ class Bench:
     def judge_clip(self, instance: Instance, step: int, clip: Clip, sums: dict[str, list]) -> None:
         film = to_uint8(clip.frames)
         stacked = np.concatenate(list(film[list(CLIP_FRAMES)]), -1)[None]
-        sums["action_accuracy"].append(int(self.action_judge.read(to_pictures(stacked))[0, 0]) == step_class(instance.run.steps[step]))
+        sums["action_accuracy"].append(
+            int(self.action_judge.read(to_pictures(stacked))[0, 0]) == step_class(instance.run.steps[step])
+        )
         end = self.state_judge.read(to_pictures(film[-1:]))[0] == true_labels(instance, step, after=True)
         sums["end_state_accuracy"].append(bool(end[cast_heads(instance)[0]].all()))
         sums["motion_distance"].append(motion_distance(instance.film(step), film, self.flow))
@@ -147,12 +149,22 @@ def main(argv: list[str] | None = None) -> int:
     figures["peak_memory_gb"] = peak
     table = markdown(["split", "policy", *(c.replace("_", " ") for c in COLUMNS)], rows)
     table += f"\n\nThe judges on true renders: {judge}. Peak memory {peak:.2f} GB."
-    write_report("tabletop", figures, table, f"instances {FIRST_SEED}..{FIRST_SEED + arguments.instances - 1} of each split")
+    write_report(
+        "tabletop", figures, table, f"instances {FIRST_SEED}..{FIRST_SEED + arguments.instances - 1} of each split"
+    )
     print(table)
     return 0
 
 
-COLUMNS = ("state_accuracy", "fact_accuracy", "scene_consistency", "action_accuracy", "end_state_accuracy", "motion_distance", "seconds")
+COLUMNS = (
+    "state_accuracy",
+    "fact_accuracy",
+    "scene_consistency",
+    "action_accuracy",
+    "end_state_accuracy",
+    "motion_distance",
+    "seconds",
+)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -100,7 +100,8 @@ def rename_weights(
 ) -> None:
     """Join safetensors files into one with other names, byte for byte; neither torch nor any dtype is needed.
 
-    `names` maps all old names to new ones. Raises `KSGenError` if a file is missing or cut off or `out` cannot be written.
+    `names` maps all old names to new ones. Raises `KSGenError` if a file is missing or cut off, or
+    `out` cannot be written.
     """
     headers = [_read_header(path) for path in files]
     old = [name for header, _ in headers for name in header if name != "__metadata__"]
@@ -124,8 +125,6 @@ def rename_weights(
                     shutil.copyfileobj(data, target)
 
     write_atomically(out, write)
-
-
 
 
 def write_atomically(path: str | Path, write: Callable[[str], object]) -> None:

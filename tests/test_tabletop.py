@@ -85,7 +85,16 @@ def test_pictures_are_vectors_at_any_size():
 def test_camera_or_layout_jumps_between_steps():
     instance = make("seen", 3)
     assert len(instance.shots) > 1
-    assert len({shot.places[instance.run.steps[0].target][:2] for shot in instance.shots if instance.run.steps[0].target in shot.places}) > 1
+    assert (
+        len(
+            {
+                shot.places[instance.run.steps[0].target][:2]
+                for shot in instance.shots
+                if instance.run.steps[0].target in shot.places
+            }
+        )
+        > 1
+    )
 
 
 def test_every_skill_can_be_filmed_and_described():

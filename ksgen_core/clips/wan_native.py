@@ -1,6 +1,7 @@
 """The clip model's weights as single files under Wan's own names, which ComfyUI's loaders read.
 
-Only names differ, so the files are written without torch. ComfyUI reads all dimensions from the tensors and takes the rest for granted: heads of 128, 256 time features, Wan 2.1's
+Only names differ, so the files are written without torch. ComfyUI reads all dimensions from the tensors and takes the
+rest for granted: heads of 128, 256 time features, Wan 2.1's
 VAE with its latent statistics, and a schedule shifted by 8. Only the width of the texts must be said, in the metadata.
 """
 
@@ -10,6 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+
 from ..checkpoints import rename_weights
 from ..errors import KSGenError
 

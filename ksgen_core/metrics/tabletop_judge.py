@@ -20,7 +20,7 @@ CLIP_FRAMES = (4, 8, 12, 16)
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    """`frames` pictures are stacked along the channels; `outputs` are the class counts of the heads, one after another."""
+    """`frames` pictures are stacked along the channels; `outputs` are the heads' class counts, one after another."""
 
     frames: int
     outputs: tuple[int, ...]

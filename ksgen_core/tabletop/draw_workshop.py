@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .draw_kitchen import STEEL, WOOD, State, flame
+from .draw_parts import STEEL, WOOD, State, flame
 from .pen import Colour, Pen, blob, box, curve, oval, poly, tint
 
 SOIL: Colour = (0.34, 0.22, 0.15)

@@ -56,7 +56,7 @@ def skills_of(split: str) -> tuple[Skill, ...]:
 
 
 def make(split: str, seed: int, skills: Sequence[Skill] | None = None) -> Instance:
-    """The instance with this number: the same one for ever. `skills` other than the split's make a split of their own."""
+    """The instance with this number: the same one for ever. Other `skills` make a split of their own."""
     random = Random(f"{split}/{seed}")
     run = unfold(random.choice(skills or skills_of(split)), random)
     room = furnish(run.skill.cast, random)

@@ -59,7 +59,9 @@ def blob(points: Sequence[Point]) -> skia.Path:
     """A smooth closed outline: quadratic arcs through the middles of the sides, the points as controls."""
     builder = skia.PathBuilder()
     n = len(points)
-    middle = [((points[i][0] + points[(i + 1) % n][0]) / 2, (points[i][1] + points[(i + 1) % n][1]) / 2) for i in range(n)]
+    middle = [
+        ((points[i][0] + points[(i + 1) % n][0]) / 2, (points[i][1] + points[(i + 1) % n][1]) / 2) for i in range(n)
+    ]
     builder.moveTo(*middle[-1])
     for i in range(n):
         builder.quadTo(points[i][0], points[i][1], *middle[i])
@@ -87,7 +89,9 @@ class Pen:
         self.canvas = canvas
         self.light = light
 
-    def fill(self, path: skia.Path, colour: Colour, *, round_: float = 0.32, edge: float = 0.38, alpha: float = 1.0) -> None:
+    def fill(
+        self, path: skia.Path, colour: Colour, *, round_: float = 0.32, edge: float = 0.38, alpha: float = 1.0
+    ) -> None:
         """Fill with light falling from one side (`round_` is how strongly) and a thin darker outline (`edge`)."""
         paint = skia.Paint(AntiAlias=True)
         if round_:
@@ -128,7 +132,9 @@ class Pen:
 
     def shadow(self, width: float, *, x: float = 0.0, y: float = 0.0) -> None:
         """The soft contact shadow of an object of this half width, thrown away from the light."""
-        self.soft(oval(x - self.light * width * 0.25, y, width * 1.08, width * 0.30 + 1.0), (0.08, 0.04, 0.10), 0.42, 1.8)
+        self.soft(
+            oval(x - self.light * width * 0.25, y, width * 1.08, width * 0.30 + 1.0), (0.08, 0.04, 0.10), 0.42, 1.8
+        )
 
     def at(self, x: float, y: float, scale: float = 1.0, degrees: float = 0.0) -> _Placed:
         return _Placed(self.canvas, x, y, scale, degrees)

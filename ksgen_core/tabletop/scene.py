@@ -10,13 +10,14 @@ from random import Random
 
 import skia
 
-from . import draw_kitchen, draw_workshop
+from . import draw_food, draw_kitchen, draw_workshop
 from .pen import PALETTE, Colour, Pen, box, curve, hsv, oval, poly, tint
 from .skills import Step
 from .world import KINDS, State
 
+_SHEETS = (draw_kitchen, draw_food, draw_workshop)
 DRAW = {
-    name: getattr(draw_kitchen, name.replace(" ", "_"), None) or getattr(draw_workshop, name.replace(" ", "_"))
+    name: next(getattr(m, name.replace(" ", "_")) for m in _SHEETS if hasattr(m, name.replace(" ", "_")))
     for name in KINDS
 }
 COLOURS = tuple(PALETTE)

@@ -11,7 +11,9 @@ import math
 import numpy as np
 import skia
 
-from .draw_kitchen import LIQUID, coin, empty_shell, slice_of_bread, tea_bag
+from .draw_food import empty_shell, slice_of_bread
+from .draw_kitchen import tea_bag
+from .draw_parts import LIQUID, coin
 from .draw_workshop import SOIL, heart
 from .pen import Colour, Pen, blob, curve, oval, poly, smooth, tint
 from .scene import Room, Shot, aim, default_values, draw_object, draw_room

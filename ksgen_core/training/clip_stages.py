@@ -31,7 +31,9 @@ SHIFT = 3.0
 Less than the sampler's own, so that the late updates are trained as well."""
 
 
-def train_clip_vae(model: ClipModel, pool: Pool, run: Path, recipe: Recipe = CLIP_VAE, crop: int = 64) -> Iterator[Progress]:
+def train_clip_vae(
+    model: ClipModel, pool: Pool, run: Path, recipe: Recipe = CLIP_VAE, crop: int = 64
+) -> Iterator[Progress]:
     """Mostly single frames; every fourth iteration short films. Crops only: the VAE is convolutional but for one layer.
 
     At the end its latents get the mean and deviation that ComfyUI takes for granted for Wan 2.1.
@@ -76,7 +78,7 @@ def _film_crops(seed: int, count: int, frames: int, crop: int) -> Tensor:
 
 @torch.no_grad()
 def encode_clips(model: ClipModel, folder: Path, shard: int) -> dict:
-    """Latents and conditions of the clips of one shard's instances, encoded once: {latents, first [B, Z, f, h, w], texts}."""
+    """The clips of one shard's instances, encoded once: {latents and firsts [B, Z, f, h, w], texts}."""
     path = folder / f"shard-{shard:03d}.pt"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)

@@ -60,7 +60,10 @@ def train_vae(model: KeyStepModel, pool: Pool, run: Path, recipe: Recipe = VAE, 
         true = pictures(np.stack(batch)).movedim(-1, 1) * 2 - 1
         with bf16():
             posterior = vae.encode(true).latent_dist
-            latents = posterior.mean + torch.randn(posterior.mean.shape, generator=generator) * 0.05 * posterior.mean.detach().std()
+            latents = (
+                posterior.mean
+                + torch.randn(posterior.mean.shape, generator=generator) * 0.05 * posterior.mean.detach().std()
+            )
             got = vae.decode(latents).sample
         mean = posterior.mean.float()
         return {"reconstruction": reconstruction(got.float(), true), "prior": 1e-5 * (mean.square().mean())}
@@ -98,7 +101,9 @@ class _Listeners(nn.Module):
 def train_texts(model: KeyStepModel, run: Path, recipe: Recipe = TEXTS) -> Iterator[Progress]:
     """The text encoders learn which step, or which skill, a sentence means; goals of unseen skills are left out."""
     listeners = _Listeners(model).train().requires_grad_(True)
-    step_texts = [(t, STEPS.index((s.action, s.obj, s.target))) for skill in SKILLS for s in skill.steps for t in s.texts]
+    step_texts = [
+        (t, STEPS.index((s.action, s.obj, s.target))) for skill in SKILLS for s in skill.steps for t in s.texts
+    ]
     goals = [(g, k) for k, skill in enumerate(SKILLS) if not skill.unseen for g in skill.goals]
 
     def losses_of(_: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -250,7 +255,9 @@ def foresee(model: KeyStepModel, data: Encoded) -> Tensor:
             numbers = torch.tensor([data.text_of[i] for i in part])
             rows = torch.tensor([data.first[i] for i in part])
             with bf16():
-                out = model.skill_transformer.roll_out(data.tokens[rows].float(), data.text[numbers], data.mask[numbers])
+                out = model.skill_transformer.roll_out(
+                    data.tokens[rows].float(), data.text[numbers], data.mask[numbers]
+                )
             for k in range(1, steps):
                 foreseen[rows + k] = out[:, k].half()
     return foreseen

@@ -48,7 +48,9 @@ def soften(pictures: Tensor, generator: torch.Generator) -> Tensor:
     return torch.roll(pictures, (dy, dx), (2, 3)).clamp(0, 1)
 
 
-def _fit(name: str, judge: Judge, batch: Callable[[torch.Generator], tuple[Tensor, Tensor]], recipe: Recipe, run: Path) -> Iterator[Progress]:
+def _fit(
+    name: str, judge: Judge, batch: Callable[[torch.Generator], tuple[Tensor, Tensor]], recipe: Recipe, run: Path
+) -> Iterator[Progress]:
     def losses_of(_: int, generator: torch.Generator) -> dict[str, Tensor]:
         pictures, labels = batch(generator)
         with torch.autocast("cpu", torch.bfloat16):
@@ -124,11 +126,13 @@ def cast_heads(instance: Instance) -> tuple[Tensor, Tensor]:
     return torch.tensor(of_facts + [False] * len(of_looks)), torch.tensor([False] * len(of_facts) + of_looks)
 
 
-def own_accuracy(state_judge: Judge, action_judge: Judge, instances: int = 200, first_seed: int = 10_000) -> dict[str, float]:
+def own_accuracy(
+    state_judge: Judge, action_judge: Judge, instances: int = 200, first_seed: int = 10_000
+) -> dict[str, float]:
     """What the judges reach on true renders of instances never trained on (both splits of the benchmark).
 
-    `state`: share of first frames with every fact of the skill's objects right; `fact`: share of these facts; `look`: of
-    their colours and shapes; `action`: share of clips.
+    `state`: share of first frames with every fact of the skill's objects right; `fact`: share of these facts;
+    `look`: of their colours and shapes; `action`: share of clips.
     """
     exact, fact_hits, look_hits, action_hits = [], [], [], []
     for split in ("seen", "unseen"):

@@ -38,7 +38,9 @@ class Recipe:
     def rate_at(self, iteration: int) -> float:
         """Linear warm-up, then half a cosine down to a twentieth."""
         done = iteration / self.iterations
-        return self.rate * min(1.0, (iteration + 1) / self.warm_up) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done)))
+        return (
+            self.rate * min(1.0, (iteration + 1) / self.warm_up) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done)))
+        )
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,8 @@ def fit(
 ) -> Iterator[Progress]:
     """Train `model` in place; yields a `Progress` every `report` iterations, keeps a checkpoint every `keep`.
 
-    `losses_of(iteration, generator)` gives named losses; their sum is minimised. State lies in `<run>/<name>.state`, the
-    log in `<run>/<name>.log.jsonl`. At the end the moving average, if any, is what the model holds. A finished training
+    `losses_of(iteration, generator)` gives named losses; their sum is minimised. State lies in `<run>/<name>.state`,
+    the log in `<run>/<name>.log.jsonl`. At the end the moving average, if any, is what the model holds. A finished training
     is not done again: the model is loaded from its state.
     """
     run.mkdir(parents=True, exist_ok=True)
@@ -122,8 +124,15 @@ def _follow(average: dict[str, Tensor], model: nn.Module, decay: float) -> None:
             average[key].copy_(value)
 
 
-def _save(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, average: dict[str, Tensor], iteration: int) -> None:
+def _save(
+    path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, average: dict[str, Tensor], iteration: int
+) -> None:
     temporary = path.with_suffix(".tmp")
-    state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "average": average, "iteration": iteration}
+    state = {
+        "model": model.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "average": average,
+        "iteration": iteration,
+    }
     torch.save(state, temporary)
     os.replace(temporary, path)

@@ -1,6 +1,7 @@
 """A pool of Tabletop pictures on disk with everything that is known about them: rendered once, read by every trainer.
 
-Legend: N pictures, H = len(HEADS) facts, K = len(COLOURED) coloured objects, F = len(SHAPED) with several shapes. A label is 0 where the object is not in the
+Legend: N pictures, H = len(HEADS) facts, K = len(COLOURED) coloured objects, F = len(SHAPED) with
+several shapes. A label is 0 where the object is not in the
 picture, else 1 + the index of its value.
 """
 
@@ -68,7 +69,8 @@ def shapes(instance: Instance, step: int, *, after: bool = False) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Pool:
-    """`images` uint8 [N, 128, 128, 3] (on disk), `facts` [N, H], `colours` [N, K], `shapes` [N, F], `steps` [N] class, `instance`, `index` [N].
+    """`images` uint8 [N, 128, 128, 3] (on disk), `facts` [N, H], `colours` [N, K], `shapes` [N, F],
+    `steps` [N] class, `instance`, `index` [N].
 
     `index` is the step's number, -1 for the last frame of the last clip. `texts[i]` are the step texts of instance i,
     `goals[i]` its goal.
@@ -136,5 +138,3 @@ def build_pool(folder: Path, split: str, seeds: Sequence[int], *, every_skill: b
     (folder / "words.json").write_text(json.dumps({"texts": texts, "goals": goals}))
     (folder / "stamp.json").write_text(json.dumps(stamp))
     return Pool.open(folder)
-
-
