@@ -157,3 +157,20 @@ def write_atomically(path: str | Path, write: Callable[[str], object]) -> None:
 
 def _cannot_write(path: Path, error: Exception) -> str:
     return f"{path} cannot be written ({error}). Free some disk space or choose a folder that you may write to."
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises `KSGenError`, naming the file, if it cannot be read or is something else."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise KSGenError(f"{path} cannot be read ({error}). Get that file again.") from error
+    if not isinstance(data, dict):
+        raise KSGenError(f"{path} must hold a JSON object, got {type(data).__name__}. Get that file again.")
+    return data
+
+
+def write_json(path: Path, data: object) -> None:
+    """Atomically, indented, keys in order."""
+    text = json.dumps(data, indent=2, sort_keys=True) + "\n"
+    write_atomically(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))

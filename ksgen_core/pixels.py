@@ -145,3 +145,31 @@ def _check_size(width: int, height: int, what: str) -> None:
         raise KSGenError(
             f"{what} is {width}x{height} pixels, which is too large. Make it smaller, e.g. 2048 pixels a side."
         )
+
+
+def latent_colours(latent: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    """Least-squares factors [Z + 1, 3] from a latent [Z, h, w] to the colours of its own picture [H, W, 3].
+
+    Rough, but free of any stored constant, and right for whatever VAE there is.
+    """
+    import torch
+
+    height, width = latent.shape[-2:]
+    small = torch.nn.functional.adaptive_avg_pool2d(image.movedim(-1, 0), (height, width)).flatten(1).T
+    return torch.linalg.lstsq(_with_one(latent.float().cpu().flatten(1).T), small, driver="gelsd").solution
+
+
+def preview(latents: torch.Tensor, colours: torch.Tensor, height: int) -> torch.Tensor:
+    """Latents [B, Z, h, w] -> one rough picture [height, B * width, 3], the B side by side."""
+    import torch
+
+    rough = _with_one(latents.float().cpu().movedim(1, -1)) @ colours
+    scale = height // rough.shape[1]
+    row = torch.cat(list(rough.clamp(0, 1)), dim=1)
+    return row.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
+
+
+def _with_one(x: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    return torch.cat([x, torch.ones_like(x[..., :1])], dim=-1)

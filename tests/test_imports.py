@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-NOUNS = {"types", "errors", "pixels", "checkpoints"}
+NOUNS = {"types", "errors", "pixels", "checkpoints", "checkpoints_diffusers"}
 STAGES = {"retrieval", "planning", "keysteps", "clips"}
 FOLDER = {"storyboard", "sheet", "video"}
 HOST = {"folder_paths", "server", "nodes", "execution"}
@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "types": {"errors"},
     "pixels": {"errors"},
     "checkpoints": {"errors"},
+    "checkpoints_diffusers": {"errors", "checkpoints"},
     "cache": NOUNS,
     "pipeline": NOUNS,
     "sheet": NOUNS,

@@ -103,11 +103,11 @@ def _render(
         batch, firsts = steps[rows], torch.stack(images[rows])
         condition = conditions(model, firsts, [plan.steps[k].text for k in batch], settings)
         seeds = [plan.steps[k].seed for k in batch]
-        colours = latent_colours(condition.first[0, -model.latent_channels :, 0], firsts[0])
+        colours = pixels.latent_colours(condition.first[0, -model.latent_channels :, 0], firsts[0])
         latents = None
         for update, state in enumerate(sample(model, condition, seeds, settings), 1):
             latents = state.latents
-            rough = preview(state.foreseen[:, :, -1], colours, firsts.shape[1])
+            rough = pixels.preview(state.foreseen[:, :, -1], colours, firsts.shape[1])
             yield Update("render", tuple(batch), number * settings.updates + update, total, rough)
         for k, latent in zip(batch, latents, strict=True):
             film = model.decode_latents(latent[None])[0].cpu()
@@ -152,24 +152,3 @@ def _transformer_at(model: ClipModel, timestep: float) -> torch.nn.Module:
     if ratio is None or timestep >= ratio * model.pipe.scheduler.config.num_train_timesteps:
         return model.pipe.transformer
     return model.pipe.transformer_2
-
-
-def latent_colours(latent: Tensor, image: Tensor) -> Tensor:
-    """Least-squares factors [Z + 1, 3] from the latent [Z, h, w] of a picture [H, W, 3] to its colours.
-
-    Rough, but free of any stored constant, and right for whatever VAE there is.
-    """
-    small = torch.nn.functional.adaptive_avg_pool2d(image.movedim(-1, 0), latent.shape[-2:]).flatten(1).T
-    return torch.linalg.lstsq(_with_one(latent.float().cpu().flatten(1).T), small, driver="gelsd").solution
-
-
-def preview(latents: Tensor, colours: Tensor, height: int) -> Tensor:
-    """Latents [B, Z, h, w] of one frame each -> one rough picture [height, B * width, 3], the B side by side."""
-    rough = _with_one(latents.float().cpu().movedim(1, -1)) @ colours
-    scale = height // rough.shape[1]
-    row = torch.cat(list(rough.clamp(0, 1)), dim=1)
-    return row.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
-
-
-def _with_one(x: Tensor) -> Tensor:
-    return torch.cat([x, torch.ones_like(x[..., :1])], dim=-1)

@@ -16,10 +16,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..checkpoints_diffusers import quietly
 from .framewise import make_framewise
 from .render import encode_text_native, render_clip, render_clips
 from .settings import RenderSettings
-from .wan_files_diffusers import check, check_kind, quietly, read_pipeline, save_folder
+from .wan_files_diffusers import check, check_kind, read_folder, save_folder
 
 __all__ = ["ClipModel", "RenderSettings", "encode_text_native", "render_clip", "render_clips"]
 
@@ -45,7 +46,7 @@ class ClipModel:
         folder = Path(folder)
         check(folder)
         with quietly():
-            pipe = read_pipeline(folder, dtype)
+            pipe = read_folder(folder, dtype)
         check_kind(pipe, folder)
         model = cls(pipe, folder)
         for part in model.parts().values():

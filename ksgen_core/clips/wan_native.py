@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ..checkpoints import rename_weights
+from ..checkpoints import read_json, rename_weights
 from ..errors import KSGenError
 
 TRANSFORMER_FILE = "diffusion_models/ksgen_mini_wan.safetensors"
@@ -66,8 +66,8 @@ def export_native(clips_folder: str | Path, out_folder: str | Path) -> tuple[Pat
     one that ComfyUI would take for another, or if the files cannot be written.
     """
     clips_folder, out_folder = Path(clips_folder), Path(out_folder)
-    transformer, vae = (_read_config(clips_folder / name / "config.json") for name in ("transformer", "vae"))
-    scheduler = _read_config(clips_folder / "scheduler/scheduler_config.json")
+    transformer, vae = (read_json(clips_folder / name / "config.json") for name in ("transformer", "vae"))
+    scheduler = read_json(clips_folder / "scheduler/scheduler_config.json")
     check_native(clips_folder, transformer, vae, scheduler)
     metadata = {"format": "pt", "config": json.dumps({"transformer": {"text_dim": transformer["text_dim"]}})}
     files = _weights(clips_folder / "transformer"), _weights(clips_folder / "vae")
@@ -128,10 +128,3 @@ def _weights(folder: Path) -> list[Path]:
     if not files:
         raise KSGenError(f"{folder} holds no .safetensors weights. Get that part again, as safetensors.")
     return files
-
-
-def _read_config(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise KSGenError(f"{path} cannot be read ({error}). Get that file again.") from error

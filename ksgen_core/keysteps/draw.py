@@ -129,14 +129,14 @@ def _draw(
     if not drawn:
         return
     given, empty = conditions(model, image, plan, max(drawn), settings.policy)
-    colours = latent_colours(model.encode_latents(image[None])[0], image)
+    colours = pixels.latent_colours(model.encode_latents(image[None])[0], image)
     batches = [drawn[i : i + settings.batch] for i in range(0, len(drawn), settings.batch)]
     for number, batch in enumerate(batches):
         condition = given[batch] if settings.guidance == 1 else empty[batch].then(given[batch])
         seeds = [plan.steps[k].seed for k in batch]
         for update, state in enumerate(sample(model, condition, seeds, settings), 1):
             done, total = number * settings.updates + update, len(batches) * settings.updates
-            yield Update("draw", tuple(batch), done, total, preview(state.foreseen, colours, image.shape[0]))
+            yield Update("draw", tuple(batch), done, total, pixels.preview(state.foreseen, colours, image.shape[0]))
         for k, latent in zip(batch, state.latents, strict=True):
             yield KeyImage(k, pixels.on_8_bit_grid(model.decode_latents(latent[None])[0]))
 
@@ -169,25 +169,3 @@ def sample(model: KeyStepModel, condition: Condition, seeds: Sequence[int], sett
         latents = result.prev_sample.to(model.dtype)
         foreseen = getattr(result, "pred_original_sample", None)
         yield State(latents, latents if foreseen is None else foreseen)
-
-
-def latent_colours(latent: Tensor, image: Tensor) -> Tensor:
-    """Least-squares factors [Z + 1, 3] from a latent [Z, h, w] to the colours of its own picture [H, W, 3].
-
-    Rough, but free of any stored constant, and right for whatever VAE there is.
-    """
-    height, width = latent.shape[-2:]
-    small = torch.nn.functional.adaptive_avg_pool2d(image.movedim(-1, 0), (height, width)).flatten(1).T
-    return torch.linalg.lstsq(_with_one(latent.float().cpu().flatten(1).T), small, driver="gelsd").solution
-
-
-def preview(latents: Tensor, colours: Tensor, height: int) -> Tensor:
-    """Latents [B, Z, h, w] -> one rough picture [height, B * width, 3], the B side by side."""
-    rough = _with_one(latents.float().cpu().movedim(1, -1)) @ colours
-    scale = height // rough.shape[1]
-    row = torch.cat(list(rough.clamp(0, 1)), dim=1)
-    return row.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
-
-
-def _with_one(x: Tensor) -> Tensor:
-    return torch.cat([x, torch.ones_like(x[..., :1])], dim=-1)

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checkpoints_diffusers import quietly
 from ..errors import KSGenError
 from .draw import Condition, draw_key_steps
 from .ip_adapter_plus import install, read
@@ -31,8 +32,7 @@ from .sdxl_files_diffusers import (
     WEIGHTS,
     check,
     mean_and_std,
-    quietly,
-    read_parts,
+    read_folder,
     save_folder,
 )
 from .skill_transformer import SkillTransformer
@@ -73,7 +73,7 @@ class KeyStepModel:
         folder = Path(folder)
         check(folder)
         with quietly():
-            pipe, image_encoder = read_parts(folder, dtype)
+            pipe, image_encoder = read_folder(folder, dtype)
             adapter = read(folder / ADAPTER_FILE) if (folder / ADAPTER_FILE).is_file() else None
             skill = None
             if (folder / SKILL_TRANSFORMER_FILE).is_file():

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..types import KeyStep, Plan
 from .scene import Room, Shot, frame_up, furnish
-from .shots import FRAMES, LATER_START, clip, render
+from .shots import FPS, FRAMES, LATER_START, clip, render
 from .skills import SKILLS, Run, Skill, sentence, unfold
 
 SPLITS = ("train", "seen", "unseen")
@@ -42,11 +42,16 @@ class Instance:
     @property
     def plan(self) -> Plan:
         """The exact steps for this picture, with states in words."""
-        steps = []
-        for k, text in enumerate(self.run.texts):
-            before, after = sentence(self.run.states[k], self.run.steps[k], self.run.states[k + 1])
-            steps.append(KeyStep(text, before, after, seconds=2.125))
-        return Plan(self.run.goal, tuple(steps), (f"tabletop:{self.run.skill.name}",), "tabletop")
+        return plan_of(self.run)
+
+
+def plan_of(run: Run) -> Plan:
+    """The steps of a run as a plan, with states in words."""
+    steps = []
+    for k, text in enumerate(run.texts):
+        before, after = sentence(run.states[k], run.steps[k], run.states[k + 1])
+        steps.append(KeyStep(text, before, after, seconds=FRAMES / FPS))
+    return Plan(run.goal, tuple(steps), (f"tabletop:{run.skill.name}",), "tabletop")
 
 
 def skills_of(split: str) -> tuple[Skill, ...]:

@@ -71,8 +71,8 @@ def fit(
     """Train `model` in place; yields a `Progress` every `report` iterations, keeps a checkpoint every `keep`.
 
     `losses_of(iteration, generator)` gives named losses; their sum is minimised. State lies in `<run>/<name>.state`,
-    the log in `<run>/<name>.log.jsonl`. At the end the moving average, if any, is what the model holds. A finished training
-    is not done again: the model is loaded from its state.
+    the log in `<run>/<name>.log.jsonl`. At the end the moving average, if any, is what the model holds. A finished
+    training is not done again: the model is loaded from its state.
     """
     run.mkdir(parents=True, exist_ok=True)
     path = run / f"{name}.state"
