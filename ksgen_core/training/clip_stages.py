@@ -77,13 +77,13 @@ def _film_crops(seed: int, count: int, frames: int, crop: int) -> Tensor:
 
 
 @torch.no_grad()
-def encode_clips(model: ClipModel, folder: Path, shard: int) -> dict:
+def encode_clips(model: ClipModel, folder: Path, shard: int, size: int = SHARD) -> dict:
     """The clips of one shard's instances, encoded once: {latents and firsts [B, Z, f, h, w], texts}."""
     path = folder / f"shard-{shard:03d}.pt"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         latents, firsts, texts = [], [], []
-        for seed in range(shard * SHARD, (shard + 1) * SHARD):
+        for seed in range(shard * size, (shard + 1) * size):
             instance = make("train", seed)
             for k in range(len(instance.run.steps)):
                 film = pictures(instance.film(k))[None]
@@ -97,9 +97,11 @@ def encode_clips(model: ClipModel, folder: Path, shard: int) -> dict:
     return torch.load(path, weights_only=True)
 
 
-def train_clips(model: ClipModel, run: Path, recipe: Recipe = CLIPS, shards: int = SHARDS) -> Iterator[Progress]:
+def train_clips(
+    model: ClipModel, run: Path, recipe: Recipe = CLIPS, shards: int = SHARDS, shard_size: int = SHARD
+) -> Iterator[Progress]:
     """Flow matching in latents, given first frame and text; the text encoder learns along."""
-    data = [encode_clips(model, run / "clips", k) for k in range(shards)]
+    data = [encode_clips(model, run / "clips", k, shard_size) for k in range(shards)]
     latents, firsts = (torch.cat([part[name] for part in data]) for name in ("latents", "firsts"))
     texts = [t for part in data for t in part["texts"]]
     both = nn.ModuleList([model.pipe.transformer, model.pipe.text_encoder]).train().requires_grad_(True)

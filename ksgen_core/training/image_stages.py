@@ -31,7 +31,7 @@ ADAPTER = Recipe(iterations=6000, batch=32, rate=5e-4, warm_up=100, decay=0.01, 
 
 def pictures(images: np.ndarray) -> Tensor:
     """uint8 [B, H, W, 3] -> float32 0..1, same shape."""
-    return torch.from_numpy(np.ascontiguousarray(images)).float() / 255
+    return torch.from_numpy(np.array(images)).float() / 255
 
 
 def bf16(device: str | torch.device = "cpu"):

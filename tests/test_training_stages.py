@@ -1,0 +1,133 @@
+"""Every training stage on tiny real models: it runs, it changes what it should and nothing else, and it packs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+pytest.importorskip("skia", reason="Tabletop is drawn with skia-python: pip install -e .[tabletop]")
+
+from ksgen_core import build
+from ksgen_core.clips.wan_diffusers import ClipModel
+from ksgen_core.keysteps.draw import Condition
+from ksgen_core.keysteps.sdxl_diffusers import KeyStepModel
+from ksgen_core.tabletop.skills import all_texts
+from ksgen_core.training import clip_stages, image_stages, sdxl_folder, wan_folder
+from ksgen_core.training.loop import Recipe
+from ksgen_core.training.pack import pack
+from ksgen_core.training.pool import build_pool
+from ksgen_core.types import Plan
+
+SHORT = Recipe(iterations=2, batch=4, rate=1e-3, warm_up=1)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run with all stages of both models done, each for two iterations."""
+    run = tmp_path_factory.mktemp("run")
+    texts = all_texts()
+    sdxl_folder.new_sdxl_folder(run, texts, sdxl_folder.TINY)
+    wan_folder.new_wan_folder(run, texts, wan_folder.TINY)
+    pool = build_pool(run / "train", "train", range(8), workers=1)
+    model, clips = KeyStepModel.load(run / "keysteps"), ClipModel.load(run / "clips")
+    changed: dict[str, set[str]] = {}
+
+    def train(name, events, parts):
+        before = {key: {k: v.clone() for k, v in part.state_dict().items()} for key, part in parts.items()}
+        list(events)
+        after = {key: part.state_dict() for key, part in parts.items()}
+        changed[name] = {k for k in parts if any(not after[k][n].equal(v) for n, v in before[k].items())}
+
+    images, films = model.parts(), clips.parts()
+    train("vae", image_stages.train_vae(model, pool, run, SHORT), images)
+    train("texts", image_stages.train_texts(model, run, dataclasses.replace(SHORT, batch=32)), images)
+    latents_only = image_stages.encode_pool(model, pool, run, with_tokens=False)
+    train("backbone", image_stages.train_backbone(model, pool, latents_only, None, run, SHORT), images)
+    changed["adapter before"] = {k for k, v in model.pipe.unet.state_dict().items() if "to_v_ip" in k and v.any()}
+    train("encoders", image_stages.train_encoders(model, pool, run, SHORT), images)
+    data = image_stages.encode_pool(model, pool, run)
+    train("skill", image_stages.train_skill(model, data, run, SHORT), images)
+    foreseen = image_stages.foresee(model, data)
+    train("adapter", image_stages.train_backbone(model, pool, data, foreseen, run, SHORT), images)
+    train("clip_vae", clip_stages.train_clip_vae(clips, pool, run, dataclasses.replace(SHORT, iterations=4)), films)
+    train("clips", clip_stages.train_clips(clips, run, SHORT, shards=1, shard_size=2), films)
+    pack(model, clips, run / "models")
+    return {"folder": run, "model": model, "pool": pool, "data": data, "foreseen": foreseen, "changed": changed}
+
+
+def test_each_stage_trains_its_own_parts_alone(run):
+    assert run["changed"] == {
+        "vae": {"vae"},
+        "texts": {"text_encoder", "text_encoder_2"},
+        "backbone": {"unet"},
+        "adapter before": set(),
+        "encoders": {"image_encoder", "resampler", "skill_transformer"},  # the latter's copy of the zero image's tokens
+        "skill": {"skill_transformer"},
+        "adapter": {"unet"},
+        "clip_vae": {"vae"},
+        "clips": {"transformer", "text_encoder"},
+    }
+
+
+def test_latents_have_mean_0_and_deviation_1(run):
+    latents = run["data"].latents.float()
+    assert latents.mean((0, 2, 3)).abs().max() < 0.3
+    assert (latents.std((0, 2, 3)) - 1).abs().max() < 0.3
+
+
+def test_folding_the_statistics_keeps_what_the_vae_draws(tmp_path):
+    sdxl_folder.new_sdxl_folder(tmp_path, ["a cup"], sdxl_folder.TINY)
+    model = KeyStepModel.load(tmp_path / "keysteps")
+    images = torch.rand(6, 32, 32, 3)
+    with torch.no_grad():
+        before = model.decode_latents(model.encode_latents(images))
+        image_stages.normalise_latents(model, images)
+        latents = model.encode_latents(images)
+        after = model.decode_latents(latents)
+    torch.testing.assert_close(after, before, atol=1e-4, rtol=0)
+    torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(4), atol=1e-3, rtol=0)
+
+
+def test_foreseen_tokens_are_those_of_the_roll_out_and_the_first_is_true(run):
+    data, model, foreseen = run["data"], run["model"], run["foreseen"]
+    i = next(k for k, texts in enumerate(data.text_of) if len(texts) > 2)
+    numbers, row = torch.tensor([data.text_of[i]]), data.first[i]
+    with torch.no_grad(), image_stages.bf16():
+        out = model.skill_transformer.roll_out(
+            data.tokens[row : row + 1].float(), data.text[numbers], data.mask[numbers]
+        )
+    assert foreseen[row].equal(data.tokens[row])
+    torch.testing.assert_close(foreseen[row + 2].float(), out[0, 2].float(), atol=0.05, rtol=0)
+
+
+def test_the_backbone_overfits_one_batch(run):
+    """Two pictures, always the same: the loss must fall well below that of the untrained model."""
+    model, data = run["model"], run["data"]
+    rows = torch.tensor([data.first[0] + 1, data.first[1] + 1])
+    clean, noise = data.latents[rows].float(), torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    condition = Condition(data.text[rows * 0], data.pooled[rows * 0], data.tokens[rows].float(), clean)
+    unet = model.pipe.unet
+    before = {k: v.clone() for k, v in unet.state_dict().items()}
+    optimiser = torch.optim.Adam(unet.parameters(), 3e-3)
+    losses = []
+    for _ in range(40):
+        loss = (model.predict(0.5 * clean + 0.87 * noise, torch.tensor([500, 500]), condition) - noise).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    unet.load_state_dict(before)
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_what_is_packed_is_a_models_folder_with_library_and_demo(run):
+    models = build.open_folder(run["folder"] / "models")
+    assert models.key_steps().parts().keys() >= {"unet", "skill_transformer", "resampler"}
+    assert models.clips().parts().keys() == {"transformer", "vae", "text_encoder"}
+    plans = models.library()
+    assert len(plans) > 50 and all(isinstance(plan, Plan) for plan in plans)
+    assert (run["folder"] / "models/demo.png").stat().st_size > 1000
+    assert json.loads((run["folder"] / "models/demo.json").read_text())["goal"]
