@@ -95,7 +95,7 @@ def test_foreseen_tokens_are_those_of_the_roll_out_and_the_first_is_true(run):
     data, model, foreseen = run["data"], run["model"], run["foreseen"]
     i = next(k for k, texts in enumerate(data.text_of) if len(texts) > 2)
     numbers, row = torch.tensor([data.text_of[i]]), data.first[i]
-    with torch.no_grad(), image_stages.bf16():
+    with torch.no_grad(), image_stages.bf16(model):
         out = model.skill_transformer.roll_out(
             data.tokens[row : row + 1].float(), data.text[numbers], data.mask[numbers]
         )

@@ -48,11 +48,11 @@ def train_clip_vae(
             corners = torch.randint(0, (128 - crop) // 8 + 1, (recipe.batch, 2), generator=generator) * 8
             cut = [pool.images[r, y : y + crop, x : x + crop] for r, (y, x) in zip(rows, corners.tolist(), strict=True)]
             true = pictures(np.stack(cut))[:, None]
-        true = true.movedim(-1, 1) * 2 - 1
-        with bf16():
+        true = true.to(model.device).movedim(-1, 1) * 2 - 1
+        with bf16(model):
             mean = vae.encode(true).latent_dist.mode()
-            noise = torch.randn(mean.shape, generator=generator) * 0.05 * mean.detach().std()
-            got = vae.decode(mean + noise).sample
+            noise = torch.randn(mean.shape, generator=generator).to(model.device)
+            got = vae.decode(mean + 0.05 * mean.detach().std() * noise).sample
         flat = [x.float().movedim(2, 1).flatten(0, 1) for x in (got, true)]
         return {"reconstruction": reconstruction(*flat), "prior": 1e-5 * mean.float().square().mean()}
 
@@ -60,7 +60,9 @@ def train_clip_vae(
     vae.eval()
     with torch.no_grad():
         films = [pictures(make("train", seed).film(0))[None] for seed in range(24)]
-        latents = torch.cat([vae.encode(film.movedim(-1, 1) * 2 - 1).latent_dist.mode() for film in films])
+        latents = torch.cat(
+            [vae.encode(film.to(model.device).movedim(-1, 1) * 2 - 1).latent_dist.mode() for film in films]
+        )
     fold_latent_statistics(vae, latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4)))
 
 
@@ -89,9 +91,9 @@ def encode_clips(model: ClipModel, folder: Path, shard: int, size: int = SHARD) 
                 film = pictures(instance.film(k))[None]
                 grey = torch.full_like(film, 0.5)
                 grey[:, 0] = film[:, 0]
-                with bf16():
-                    latents.append(model.encode_frames(film).half())
-                    firsts.append(model.encode_frames(grey).half())
+                with bf16(model):
+                    latents.append(model.encode_frames(film).half().cpu())
+                    firsts.append(model.encode_frames(grey).half().cpu())
                 texts.append(list(instance.run.steps[k].texts))
         torch.save({"latents": torch.cat(latents), "firsts": torch.cat(firsts), "texts": texts}, path)
     return torch.load(path, weights_only=True)
@@ -108,7 +110,7 @@ def train_clips(
 
     def losses_of(_: int, generator: torch.Generator) -> dict[str, Tensor]:
         rows = torch.randint(len(latents), (recipe.batch,), generator=generator).tolist()
-        clean, first = latents[rows].float(), model.with_mask(firsts[rows].float())
+        clean, first = latents[rows].float(), firsts[rows].float()
         pick = torch.randint(0, 1 << 30, (recipe.batch,), generator=generator).tolist()
         chosen = [texts[r][n % len(texts[r])] for r, n in zip(rows, pick, strict=True)]
         dropped = (torch.rand(recipe.batch, generator=generator) < 0.08).tolist()
@@ -116,10 +118,13 @@ def train_clips(
         u = torch.rand(recipe.batch, generator=generator)
         sigma = (SHIFT * u / (1 + (SHIFT - 1) * u))[:, None, None, None, None]
         noise = torch.randn(clean.shape, generator=generator)
-        with bf16():
-            text = model.encode_texts(chosen)
-            got = model.predict((1 - sigma) * clean + sigma * noise, sigma.flatten() * 1000, text, first)
-        return {"velocity": F.mse_loss(got.float(), noise - clean)}
+        noisy, times, first, goal = (
+            t.to(model.device)
+            for t in ((1 - sigma) * clean + sigma * noise, sigma.flatten() * 1000, first, noise - clean)
+        )
+        with bf16(model):
+            got = model.predict(noisy, times, model.encode_texts(chosen), model.with_mask(first))
+        return {"velocity": F.mse_loss(got.float(), goal)}
 
     yield from fit("clips", both, losses_of, recipe, run)
     both.eval()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..clips.wan_diffusers import ClipModel
 from ..keysteps.draw import Condition
 from ..keysteps.sdxl_diffusers import KeyStepModel
 from ..tabletop.skills import SKILLS
@@ -34,8 +35,9 @@ def pictures(images: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(images)).float() / 255
 
 
-def bf16(device: str | torch.device = "cpu"):
-    return torch.autocast(torch.device(device).type, torch.bfloat16)
+def bf16(model: KeyStepModel | ClipModel) -> torch.autocast:
+    """Half precision where the model is; weights and losses stay float32."""
+    return torch.autocast(model.device.type, torch.bfloat16)
 
 
 def edges(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,16 +59,13 @@ def train_vae(model: KeyStepModel, pool: Pool, run: Path, recipe: Recipe = VAE, 
         rows = torch.randint(len(pool.images), (recipe.batch,), generator=generator).tolist()
         corners = torch.randint(0, (128 - crop) // 8 + 1, (recipe.batch, 2), generator=generator) * 8
         batch = [pool.images[r, y : y + crop, x : x + crop] for r, (y, x) in zip(rows, corners.tolist(), strict=True)]
-        true = pictures(np.stack(batch)).movedim(-1, 1) * 2 - 1
-        with bf16():
+        true = pictures(np.stack(batch)).to(model.device).movedim(-1, 1) * 2 - 1
+        with bf16(model):
             posterior = vae.encode(true).latent_dist
-            latents = (
-                posterior.mean
-                + torch.randn(posterior.mean.shape, generator=generator) * 0.05 * posterior.mean.detach().std()
-            )
-            got = vae.decode(latents).sample
-        mean = posterior.mean.float()
-        return {"reconstruction": reconstruction(got.float(), true), "prior": 1e-5 * (mean.square().mean())}
+            mean = posterior.mean
+            noise = torch.randn(mean.shape, generator=generator).to(model.device)
+            got = vae.decode(mean + 0.05 * mean.detach().std() * noise).sample
+        return {"reconstruction": reconstruction(got.float(), true), "prior": 1e-5 * mean.float().square().mean()}
 
     yield from fit("vae", vae, losses_of, recipe, run)
     vae.eval()
@@ -100,7 +99,7 @@ class _Listeners(nn.Module):
 
 def train_texts(model: KeyStepModel, run: Path, recipe: Recipe = TEXTS) -> Iterator[Progress]:
     """The text encoders learn which step, or which skill, a sentence means; goals of unseen skills are left out."""
-    listeners = _Listeners(model).train().requires_grad_(True)
+    listeners = _Listeners(model).to(model.device).train().requires_grad_(True)
     step_texts = [
         (t, STEPS.index((s.action, s.obj, s.target))) for skill in SKILLS for s in skill.steps for t in s.texts
     ]
@@ -109,11 +108,11 @@ def train_texts(model: KeyStepModel, run: Path, recipe: Recipe = TEXTS) -> Itera
     def losses_of(_: int, generator: torch.Generator) -> dict[str, Tensor]:
         picked = [step_texts[k] for k in torch.randint(len(step_texts), (24,), generator=generator).tolist()]
         picked += [goals[k] for k in torch.randint(len(goals), (8,), generator=generator).tolist()]
-        with bf16():
+        with bf16(model):
             tokens, mask, _ = model.encode_texts([text for text, _ in picked])
             mean = (tokens * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
             steps, aims = listeners.step(mean[:24]).float(), listeners.goal(mean[24:]).float()
-        classes = torch.tensor([k for _, k in picked])
+        classes = torch.tensor([k for _, k in picked], device=model.device)
         words = F.cross_entropy(steps, classes[:24]) + F.cross_entropy(aims, classes[24:])
         return {"words": words}
 
@@ -145,7 +144,7 @@ def train_encoders(model: KeyStepModel, pool: Pool, run: Path, recipe: Recipe = 
 
     No pretrained CLIP ships in any wheel, so ours is supervised by what the procedural world knows.
     """
-    readers = _Readers(model)
+    readers = _Readers(model).to(model.device)
     labels = torch.from_numpy(np.concatenate([pool.facts, pool.colours, pool.steps[:, None]], 1).astype(np.int64))
     outputs = (*STATE_OUTPUTS, len(STEPS))
     is_step = torch.from_numpy(pool.index >= 0)
@@ -156,13 +155,14 @@ def train_encoders(model: KeyStepModel, pool: Pool, run: Path, recipe: Recipe = 
         rows = torch.randint(len(labels), (recipe.batch,), generator=generator)
         images = pictures(pool.images[rows.numpy()])
         images = torch.roll(images, tuple(torch.randint(-4, 5, (2,), generator=generator).tolist()), (1, 2))
-        with bf16():
+        with bf16(model):
             states = model.image_states(images)
             logits = readers.facts(model.resampler(states).flatten(1)).float().split(outputs, 1)
+        true, counts = labels[rows].to(model.device), is_step[rows].to(model.device)
         losses = {}
         for name, answers in (("tokens", logits), ("states", readers.read_states(states.float()))):
-            facts = [F.cross_entropy(x, labels[rows, k]) for k, x in enumerate(answers[:-1])]
-            action = (F.cross_entropy(answers[-1], labels[rows, -1], reduction="none") * is_step[rows]).mean()
+            facts = [F.cross_entropy(x, true[:, k]) for k, x in enumerate(answers[:-1])]
+            action = (F.cross_entropy(answers[-1], true[:, -1], reduction="none") * counts).mean()
             losses[name] = torch.stack(facts).sum() + action
         return losses
 
@@ -192,12 +192,12 @@ class Encoded:
     zero: Tensor
 
 
-def _encoded(pool: Pool, path: Path, encode: Callable[[Tensor], Tensor]) -> Tensor:
+def _encoded(model: KeyStepModel, pool: Pool, path: Path, encode: Callable[[Tensor], Tensor]) -> Tensor:
     if not path.exists():
         parts = []
         for start in range(0, len(pool.images), 64):
-            with bf16():
-                parts.append(encode(pictures(pool.images[start : start + 64])).half())
+            with bf16(model):
+                parts.append(encode(pictures(pool.images[start : start + 64])).half().cpu())
         torch.save(torch.cat(parts), path)
     return torch.load(path, weights_only=True)
 
@@ -207,12 +207,12 @@ def encode_pool(model: KeyStepModel, pool: Pool, folder: Path, *, with_tokens: b
     """Encode every picture of the pool once; what is in `folder` already is read. Without tokens: latents alone."""
     words = [""] + sorted({t for texts in pool.texts for t in texts})
     number = {t: k for k, t in enumerate(words)}
-    text, mask, pooled = model.encode_texts(words)
-    latents = _encoded(pool, folder / "latents.pt", model.encode_latents)
-    tokens = _encoded(pool, folder / "tokens.pt", model.encode_images) if with_tokens else latents.new_zeros(0)
+    text, mask, pooled = (t.cpu() for t in model.encode_texts(words))
+    latents = _encoded(model, pool, folder / "latents.pt", model.encode_latents)
+    tokens = _encoded(model, pool, folder / "tokens.pt", model.encode_images) if with_tokens else latents.new_zeros(0)
     first = np.flatnonzero(pool.index == 0).tolist()
     text_of = [[number[t] for t in texts] for texts in pool.texts]
-    return Encoded(latents, tokens, text, mask, pooled, text_of, first, model.zero_image_tokens())
+    return Encoded(latents, tokens, text, mask, pooled, text_of, first, model.zero_image_tokens().cpu())
 
 
 def train_skill(model: KeyStepModel, data: Encoded, run: Path, recipe: Recipe = SKILL) -> Iterator[Progress]:
@@ -234,8 +234,8 @@ def train_skill(model: KeyStepModel, data: Encoded, run: Path, recipe: Recipe = 
             is_step[b, :n] = True
             texts[b, : len(data.text_of[i])] = torch.tensor(data.text_of[i])
         mask = data.mask[texts] & (texts > 0)[..., None]
-        with bf16():
-            loss = skill.loss(tokens, data.text[texts], mask, is_step)
+        with bf16(model):
+            loss = skill.loss(*(t.to(model.device) for t in (tokens, data.text[texts], mask, is_step)))
         return {"loss": loss.float()}
 
     yield from fit("skill", skill, losses_of, recipe, run)
@@ -254,10 +254,9 @@ def foresee(model: KeyStepModel, data: Encoded) -> Tensor:
             part = members[start : start + 64]
             numbers = torch.tensor([data.text_of[i] for i in part])
             rows = torch.tensor([data.first[i] for i in part])
-            with bf16():
-                out = model.skill_transformer.roll_out(
-                    data.tokens[rows].float(), data.text[numbers], data.mask[numbers]
-                )
+            with bf16(model):
+                given = data.tokens[rows].float(), data.text[numbers], data.mask[numbers]
+                out = model.skill_transformer.roll_out(*(t.to(model.device) for t in given)).cpu()
             for k in range(1, steps):
                 foreseen[rows + k] = out[:, k].half()
     return foreseen
@@ -279,7 +278,7 @@ def train_backbone(
         for key, parameter in unet.named_parameters():
             parameter.requires_grad_("_ip." not in key)
     scheduler = model.pipe.scheduler
-    alphas = scheduler.alphas_cumprod
+    alphas = scheduler.alphas_cumprod.cpu()
     rows_of_steps = torch.from_numpy(np.flatnonzero(pool.index >= 1))
     instance, index = torch.from_numpy(pool.instance).long(), torch.from_numpy(pool.index).long()
     first = torch.tensor(data.first)
@@ -302,10 +301,11 @@ def train_backbone(
         times = torch.randint(scheduler.config.num_train_timesteps, (recipe.batch,), generator=generator)
         a = alphas[times].sqrt()[:, None, None, None]
         s = (1 - alphas[times]).sqrt()[:, None, None, None]
-        with bf16():
-            condition = Condition(data.text[text], data.pooled[text], tokens, reference)
-            got = model.predict(a * clean + s * noise, times, condition)
-        return {"velocity": F.mse_loss(got.float(), a * noise - s * clean)}
+        given = (data.text[text], data.pooled[text], tokens, reference)
+        condition = Condition(*(part.to(model.device) for part in given))
+        with bf16(model):
+            got = model.predict((a * clean + s * noise).to(model.device), times.to(model.device), condition)
+        return {"velocity": F.mse_loss(got.float(), (a * noise - s * clean).to(model.device))}
 
     yield from fit(name, unet, losses_of, recipe, run)
     unet.eval()

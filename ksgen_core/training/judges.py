@@ -34,7 +34,7 @@ def to_pictures(images: np.ndarray) -> Tensor:
 
 
 def soften(pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """Half of the batches slightly blurred, scaled or noisy, so that the judge reads shapes and not pixels."""
+    """Three of four batches slightly blurred, scaled or noisy, so that the judge reads shapes and not pixels."""
     kind = int(torch.randint(4, (), generator=generator))
     if kind == 1:
         pictures = F.avg_pool2d(pictures, 3, 1, 1, count_include_pad=False)
@@ -49,17 +49,22 @@ def soften(pictures: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _fit(
-    name: str, judge: Judge, batch: Callable[[torch.Generator], tuple[Tensor, Tensor]], recipe: Recipe, run: Path
+    name: str,
+    judge: Judge,
+    batch: Callable[[torch.Generator], tuple[Tensor, Tensor]],
+    recipe: Recipe,
+    run: Path,
+    device: torch.device,
 ) -> Iterator[Progress]:
     def losses_of(_: int, generator: torch.Generator) -> dict[str, Tensor]:
-        pictures, labels = batch(generator)
-        with torch.autocast("cpu", torch.bfloat16):
+        pictures, labels = (t.to(device) for t in batch(generator))
+        with torch.autocast(device.type, torch.bfloat16):
             logits = judge(pictures)
         return {"loss": torch.stack([F.cross_entropy(x.float(), labels[:, k]) for k, x in enumerate(logits)]).sum()}
 
-    judge.train()
+    judge.to(device).train()
     yield from fit(name, judge, losses_of, recipe, run)
-    judge.eval()
+    judge.cpu().eval()
     judge.save(run / f"{name}.safetensors")
 
 
@@ -67,7 +72,9 @@ STATE_RECIPE = Recipe(iterations=4000, batch=48, rate=2e-3, decay=0.02, clip=10.
 ACTION_RECIPE = Recipe(iterations=1500, batch=48, rate=2e-3, decay=0.02, clip=10.0)
 
 
-def train_state_judge(run: Path, recipe: Recipe = STATE_RECIPE, instances: int = 7000) -> Iterator[Progress]:
+def train_state_judge(
+    run: Path, recipe: Recipe = STATE_RECIPE, device: str = "cpu", instances: int = 7000
+) -> Iterator[Progress]:
     """Writes `<run>/state_judge.safetensors`."""
     pool = build_pool(run / "judge", "judge", range(instances), every_skill=True)
     labels = torch.from_numpy(np.concatenate([pool.facts, pool.colours, pool.shapes], 1)).long()
@@ -78,7 +85,7 @@ def train_state_judge(run: Path, recipe: Recipe = STATE_RECIPE, instances: int =
 
     torch.manual_seed(0)
     judge = Judge(JudgeConfig(1, JUDGE_OUTPUTS))
-    yield from _fit("state_judge", judge, batch, recipe, run)
+    yield from _fit("state_judge", judge, batch, recipe, run, torch.device(device))
 
 
 def clip_frames(pool_folder: Path, instances: int) -> tuple[np.ndarray, np.ndarray]:
@@ -98,7 +105,9 @@ def clip_frames(pool_folder: Path, instances: int) -> tuple[np.ndarray, np.ndarr
     return data["frames"], data["classes"]
 
 
-def train_action_judge(run: Path, recipe: Recipe = ACTION_RECIPE, instances: int = 3000) -> Iterator[Progress]:
+def train_action_judge(
+    run: Path, recipe: Recipe = ACTION_RECIPE, device: str = "cpu", instances: int = 3000
+) -> Iterator[Progress]:
     """Writes `<run>/action_judge.safetensors`."""
     frames, classes = clip_frames(run / "judge-clips", instances)
     labels = torch.from_numpy(classes)[:, None]
@@ -109,7 +118,7 @@ def train_action_judge(run: Path, recipe: Recipe = ACTION_RECIPE, instances: int
 
     torch.manual_seed(0)
     judge = Judge(JudgeConfig(len(CLIP_FRAMES), (len(STEPS),)))
-    yield from _fit("action_judge", judge, batch, recipe, run)
+    yield from _fit("action_judge", judge, batch, recipe, run, torch.device(device))
 
 
 def true_labels(instance: Instance, step: int, *, after: bool = False) -> Tensor:

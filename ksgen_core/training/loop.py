@@ -81,10 +81,12 @@ def fit(
     average = {k: v.detach().clone() for k, v in model.state_dict().items()} if recipe.ema else {}
     start = 0
     if path.exists():
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, weights_only=True, map_location="cpu")
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
-        average, start = state["average"], state["iteration"]
+        for key, value in state["average"].items():
+            average[key].copy_(value)
+        start = state["iteration"]
     sums: dict[str, float] = {}
     clock = time.monotonic()
     for iteration in range(start, recipe.iterations):

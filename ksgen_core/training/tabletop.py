@@ -44,18 +44,18 @@ CLIP_PARTS = ("clip_vae", "clips")
 IMAGE_PARTS = tuple(part for part in HOLDS if part not in CLIP_PARTS)
 
 
-def _key_step_model(run: Path) -> KeyStepModel:
+def _key_step_model(run: Path, device: str = "cpu") -> KeyStepModel:
     folder = run / "models/keysteps"
     if not folder.exists():
         new_sdxl_folder(run / "models", all_texts(), MINI)
-    return KeyStepModel.load(folder)
+    return KeyStepModel.load(folder, device)
 
 
-def _clip_model(run: Path) -> ClipModel:
+def _clip_model(run: Path, device: str = "cpu") -> ClipModel:
     folder = run / "models/clips"
     if not folder.exists():
         new_wan_folder(run / "models", all_texts(), WAN_MINI)
-    return ClipModel.load(folder)
+    return ClipModel.load(folder, device)
 
 
 def _take(model: KeyStepModel | ClipModel, run: Path, *parts: str) -> None:
@@ -88,17 +88,17 @@ def pack_models(run: Path, folder: Path) -> None:
     pack(*models, folder)
 
 
-def train_part(part: str, run: Path, recipe: Recipe | None = None) -> Iterator[Progress]:
+def train_part(part: str, run: Path, recipe: Recipe | None = None, device: str = "cpu") -> Iterator[Progress]:
     """Train one part in `run`; earlier parts must be there."""
     if part == "state_judge":
-        yield from judges.train_state_judge(run, recipe or judges.STATE_RECIPE)
+        yield from judges.train_state_judge(run, recipe or judges.STATE_RECIPE, device)
         return
     if part == "action_judge":
-        yield from judges.train_action_judge(run, recipe or judges.ACTION_RECIPE)
+        yield from judges.train_action_judge(run, recipe or judges.ACTION_RECIPE, device)
         return
     pool = build_pool(run / "train", "train", range(TRAIN_INSTANCES))
     if part in ("clip_vae", "clips"):
-        model = _clip_model(run)
+        model = _clip_model(run, device)
         if part == "clip_vae":
             yield from clip_stages.train_clip_vae(model, pool, run, recipe or clip_stages.CLIP_VAE)
         else:
@@ -106,7 +106,7 @@ def train_part(part: str, run: Path, recipe: Recipe | None = None) -> Iterator[P
             yield from clip_stages.train_clips(model, run, recipe or clip_stages.CLIPS)
         _keep(model, run, part)
         return
-    model = _key_step_model(run)
+    model = _key_step_model(run, device)
     if part == "vae":
         yield from image_stages.train_vae(model, pool, run, recipe or image_stages.VAE)
     elif part == "encoders":
@@ -136,6 +136,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--run", type=Path, default=Path("runs/tabletop"), help="where data, checkpoints and logs lie")
     parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS), help="train these parts only")
     parser.add_argument("--pack", type=Path, help="only write what is trained so far as a models folder")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
     parser.add_argument("--threads", type=int, default=0, help="processor threads (0: torch decides)")
     arguments = parser.parse_args(argv)
     if arguments.threads:
@@ -144,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
         pack_models(arguments.run, arguments.pack)
         return 0
     for part in arguments.only:
-        for progress in train_part(part, arguments.run):
+        for progress in train_part(part, arguments.run, device=arguments.device):
             print(progress, flush=True)
     return 0
 
