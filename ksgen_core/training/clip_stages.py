@@ -20,7 +20,7 @@ from .image_stages import bf16, pictures, reconstruction
 from .loop import Progress, Recipe, fit
 from .pool import Pool
 
-CLIP_VAE = Recipe(iterations=7000, batch=6, rate=1.5e-3, ema=0.995, decay=0.0)
+CLIP_VAE = Recipe(iterations=16000, batch=6, rate=1.5e-3, ema=0.995, decay=0.0)
 CLIPS = Recipe(iterations=4000, batch=8, rate=6e-4, warm_up=200, ema=0.998)
 SHARD = 200
 """Instances whose clips are encoded into one file."""
@@ -34,15 +34,17 @@ Less than the sampler's own, so that the late updates are trained as well."""
 def train_clip_vae(
     model: ClipModel, pool: Pool, run: Path, recipe: Recipe = CLIP_VAE, crop: int = 64
 ) -> Iterator[Progress]:
-    """Mostly single frames; every fourth iteration short films. Crops only: the VAE is convolutional but for one layer.
+    """Single frames and whole films in turn: what is not trained to its full length drifts away after it.
+
+    Crops only: the VAE is convolutional but for one layer.
 
     At the end its latents get the mean and deviation that ComfyUI takes for granted for Wan 2.1.
     """
     vae = model.pipe.vae.train()
 
     def losses_of(iteration: int, generator: torch.Generator) -> dict[str, Tensor]:
-        if iteration % 4 == 3:
-            true = _film_crops(iteration, 1, 9, crop)
+        if iteration % 2:
+            true = _film_crops(iteration, 1, FRAMES, crop // 2)
         else:
             rows = torch.randint(len(pool.images), (recipe.batch,), generator=generator).tolist()
             corners = torch.randint(0, (128 - crop) // 8 + 1, (recipe.batch, 2), generator=generator) * 8
@@ -73,7 +75,11 @@ def _film_crops(seed: int, count: int, frames: int, crop: int) -> Tensor:
     for _ in range(count):
         instance = make("train", random.randrange(9000))
         film = instance.film(random.randrange(len(instance.run.steps)))
-        start, x, y = random.randrange(FRAMES - frames + 1), random.randrange(0, 65, 8), random.randrange(0, 65, 8)
+        start, x, y = (
+            random.randrange(FRAMES - frames + 1),
+            random.randrange(0, 128 - crop + 1, 8),
+            random.randrange(0, 128 - crop + 1, 8),
+        )
         pieces.append(film[start : start + frames, y : y + crop, x : x + crop])
     return pictures(np.stack(pieces))
 

@@ -77,10 +77,14 @@ def _keep(model: KeyStepModel | ClipModel, run: Path, part: str) -> None:
 
 
 def pack_models(run: Path, folder: Path) -> None:
-    """What is trained so far, as a models folder; untrained parts stay the nothing they begin as."""
+    """What is trained so far, as a models folder. A part not trained yet is all zeros, which weigh nothing in git."""
     models = []
     for model, order in ((_key_step_model(run), IMAGE_PARTS), (_clip_model(run), CLIP_PARTS)):
-        _take(model, run, *(part for part in order if (run / f"{part}.safetensors").exists()))
+        done = [part for part in order if (run / f"{part}.safetensors").exists()]
+        _take(model, run, *done)
+        for name in model.parts().keys() - {name for part in done for name in HOLDS[part]}:
+            for parameter in model.parts()[name].parameters():
+                parameter.data.zero_()
         models.append(model)
     if (run / "skill.safetensors").exists() is False:
         with torch.no_grad():
