@@ -31,13 +31,13 @@ def circumstances(seeds: str) -> dict[str, Any]:
     }
 
 
-def write_report(name: str, figures: Mapping[str, Any], table: str, seeds: str) -> None:
+def write_report(name: str, figures: Mapping[str, Any], table: str, seeds: str, folder: Path = REPORTS) -> None:
     """`table` is Markdown; the JSON holds `figures` at its top level and the circumstances under "run"."""
-    REPORTS.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     run = circumstances(seeds)
-    (REPORTS / f"{name}.json").write_text(json.dumps({**figures, "run": run}, indent=1) + "\n")
+    (folder / f"{name}.json").write_text(json.dumps({**figures, "run": run}, indent=1) + "\n")
     lines = "\n".join(f"- {key}: `{value}`" for key, value in run.items())
-    (REPORTS / f"{name}.md").write_text(f"# {name}\n\n{table}\n\n{lines}\n")
+    (folder / f"{name}.md").write_text(f"# {name}\n\n{table}\n\n{lines}\n")
 
 
 def markdown(header: list[str], rows: list[list[Any]]) -> str:

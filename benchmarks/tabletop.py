@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from report import markdown, write_report  # noqa: E402
+from report import REPORTS, markdown, write_report  # noqa: E402
 
 from ksgen_core import build  # noqa: E402
 from ksgen_core.clips.wan_diffusers import RenderSettings, render_clips  # noqa: E402
@@ -40,16 +40,20 @@ JUDGES = Path(__file__).resolve().parent / "judges"
 class Bench:
     """The models and judges, and the sums of one split and policy."""
 
-    def __init__(self, models: build.Models, draw_batch: int = 8) -> None:
+    def __init__(self, models: build.Models, judges: Path, draw_batch: int = 8) -> None:
         self.key_steps, self.clips = models.key_steps(), models.clips()
-        self.state_judge = Judge.load(JUDGES / "state_judge.safetensors")
-        self.action_judge = Judge.load(JUDGES / "action_judge.safetensors")
+        self.state_judge = Judge.load(judges / "state_judge.safetensors")
+        self.action_judge = Judge.load(judges / "action_judge.safetensors")
         self.flow = dis_flow()
-        self.draw_batch = draw_batch
+        self.draw_batch, self.size = draw_batch, self.key_steps.size[0]
+
+    def initial(self, instance: Instance) -> torch.Tensor:
+        """The given picture, at the size that the models draw."""
+        return from_uint8(instance.first_frame(0, self.size))
 
     def key_images(self, instance: Instance, policy: str, seed: int) -> dict[int, torch.Tensor]:
         """The key images of all steps but 0, by number."""
-        image = from_uint8(instance.first_frame(0))
+        image = self.initial(instance)
         plan = with_seeds(instance.plan, seed)
         steps = range(1, len(plan.steps))
         settings = DrawSettings(policy, batch=self.draw_batch)
@@ -63,7 +67,7 @@ class Bench:
 
     def chain(self, instance: Instance, seed: int) -> tuple[dict[int, torch.Tensor], dict[int, Clip]]:
         """Policy last_frame: key images and clips of all steps."""
-        image, images, clips = from_uint8(instance.first_frame(0)), {}, {}
+        image, images, clips = self.initial(instance), {}, {}
         for step in range(len(instance.run.steps)):
             if step:
                 images[step] = image
@@ -87,7 +91,7 @@ class Bench:
         )
         end = self.state_judge.read(to_pictures(film[-1:]))[0] == true_labels(instance, step, after=True)
         sums["end_state_accuracy"].append(bool(end[cast_heads(instance)[0]].all()))
-        sums["motion_distance"].append(motion_distance(instance.film(step), film, self.flow))
+        sums["motion_distance"].append(motion_distance(instance.film(step, size=self.size), film, self.flow))
 
 
 def from_uint8(picture: np.ndarray) -> torch.Tensor:
@@ -112,13 +116,13 @@ def measure(bench: Bench, split: str, policy: str, instances: int, clips: int) -
                 break
             images, films = bench.chain(instance, seed)
         elif policy == "initial":
-            images, films = {k: from_uint8(instance.first_frame(0)) for k in range(1, last + 1)}, {}
+            images, films = {k: bench.initial(instance) for k in range(1, last + 1)}, {}
         else:
             images, films = bench.key_images(instance, policy, seed), {}
         for step, image in images.items():
             bench.judge_image(instance, step, image, sums)
         if number < clips:
-            start = images.get(chosen, from_uint8(instance.first_frame(0)))
+            start = images.get(chosen, bench.initial(instance))
             film = films.get(chosen) or bench.clip(instance, start, chosen, seed)
             bench.judge_clip(instance, chosen, film, sums)
     figures = {name: float(np.mean(values)) for name, values in sums.items()}
@@ -131,10 +135,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--instances", type=int, default=200, help="instances a split")
     parser.add_argument("--clips", type=int, default=200, help="instances a split with a clip")
     parser.add_argument("--models", type=Path, help="a models folder other than the embedded one")
+    parser.add_argument("--judges", type=Path, default=JUDGES, help="the folder of the judges' weights")
+    parser.add_argument("--reports", type=Path, default=REPORTS, help="where the report goes")
     parser.add_argument("--policies", nargs="*", choices=POLICIES, default=list(POLICIES))
     arguments = parser.parse_args(argv)
-    bench = Bench(build.open_folder(arguments.models) if arguments.models else build.embedded())
-    judge = own_accuracy(bench.state_judge, bench.action_judge)
+    models = build.open_folder(arguments.models) if arguments.models else build.embedded()
+    bench = Bench(models, arguments.judges)
+    judge = own_accuracy(bench.state_judge, bench.action_judge, arguments.instances)
     print("judges on true renders:", judge, flush=True)
     figures: dict[str, Any] = {"judge": judge}
     rows = []
@@ -149,9 +156,8 @@ def main(argv: list[str] | None = None) -> int:
     figures["peak_memory_gb"] = peak
     table = markdown(["split", "policy", *(c.replace("_", " ") for c in COLUMNS)], rows)
     table += f"\n\nThe judges on true renders: {judge}. Peak memory {peak:.2f} GB."
-    write_report(
-        "tabletop", figures, table, f"instances {FIRST_SEED}..{FIRST_SEED + arguments.instances - 1} of each split"
-    )
+    seeds = f"instances {FIRST_SEED}..{FIRST_SEED + arguments.instances - 1} of each split"
+    write_report("tabletop", figures, table, seeds, arguments.reports)
     print(table)
     return 0
 
