@@ -28,6 +28,7 @@ from ksgen_core.keysteps.policies import POLICIES, DrawSettings  # noqa: E402
 from ksgen_core.metrics.motion import dis_flow, motion_distance  # noqa: E402
 from ksgen_core.metrics.tabletop_judge import CLIP_FRAMES, Judge  # noqa: E402
 from ksgen_core.pipeline import KeyImage, StepClip  # noqa: E402
+from ksgen_core.pixels import from_uint8, to_uint8  # noqa: E402
 from ksgen_core.tabletop.instances import Instance, make  # noqa: E402
 from ksgen_core.training.judges import cast_heads, own_accuracy, to_pictures, true_labels  # noqa: E402
 from ksgen_core.training.pool import step_class  # noqa: E402
@@ -92,14 +93,6 @@ class Bench:
         end = self.state_judge.read(to_pictures(film[-1:]))[0] == true_labels(instance, step, after=True)
         sums["end_state_accuracy"].append(bool(end[cast_heads(instance)[0]].all()))
         sums["motion_distance"].append(motion_distance(instance.film(step, size=self.size), film, self.flow))
-
-
-def from_uint8(picture: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(picture)).float() / 255
-
-
-def to_uint8(picture: torch.Tensor) -> np.ndarray:
-    return (picture.clamp(0, 1) * 255).round().byte().numpy()
 
 
 def measure(bench: Bench, split: str, policy: str, instances: int, clips: int) -> dict[str, float]:

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from .checkpoints import read_json
 from .clips.settings import RenderSettings
 from .errors import KSGenError
 from .keysteps.policies import DrawSettings
@@ -70,8 +71,8 @@ class Models:
     def picture_size(self) -> tuple[int, int]:
         """Height and width of the key images that the folder's backbone was made for."""
         folder = self._stage("keysteps")
-        latent = _read_config(folder / "unet" / "config.json").get("sample_size")
-        levels = len(_read_config(folder / "vae" / "config.json").get("block_out_channels", ()))
+        latent = read_json(folder / "unet" / "config.json").get("sample_size")
+        levels = len(read_json(folder / "vae" / "config.json").get("block_out_channels", ()))
         height, width = latent if isinstance(latent, list) else (latent, latent)
         if not levels or not isinstance(height, int) or not isinstance(width, int):
             raise KSGenError(f"{folder} does not say its picture size: sample_size of the unet is {latent!r}.")
@@ -159,10 +160,3 @@ def _float32() -> torch.dtype:
     import torch
 
     return torch.float32
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise KSGenError(f"{path} is not valid JSON ({error}). Get the file again.") from error

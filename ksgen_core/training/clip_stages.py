@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..clips.wan_diffusers import ClipModel, fold_latent_statistics
+from ..pixels import from_uint8
 from ..tabletop.instances import FRAMES, make
-from .image_stages import bf16, pictures, reconstruction
+from .image_stages import bf16, reconstruction
 from .loop import Progress, Recipe, fit
 from .pool import Pool
 
@@ -49,7 +50,7 @@ def train_clip_vae(
             rows = torch.randint(len(pool.images), (recipe.batch,), generator=generator).tolist()
             corners = torch.randint(0, (128 - crop) // 8 + 1, (recipe.batch, 2), generator=generator) * 8
             cut = [pool.images[r, y : y + crop, x : x + crop] for r, (y, x) in zip(rows, corners.tolist(), strict=True)]
-            true = pictures(np.stack(cut))[:, None]
+            true = from_uint8(np.stack(cut))[:, None]
         true = true.to(model.device).movedim(-1, 1) * 2 - 1
         with bf16(model):
             mean = vae.encode(true).latent_dist.mode()
@@ -61,7 +62,7 @@ def train_clip_vae(
     yield from fit("clip_vae", vae, losses_of, recipe, run)
     vae.eval()
     with torch.no_grad():
-        films = [pictures(make("train", seed).film(0))[None] for seed in range(24)]
+        films = [from_uint8(make("train", seed).film(0))[None] for seed in range(24)]
         latents = torch.cat(
             [vae.encode(film.to(model.device).movedim(-1, 1) * 2 - 1).latent_dist.mode() for film in films]
         )
@@ -81,7 +82,7 @@ def _film_crops(seed: int, count: int, frames: int, crop: int) -> Tensor:
             random.randrange(0, 128 - crop + 1, 8),
         )
         pieces.append(film[start : start + frames, y : y + crop, x : x + crop])
-    return pictures(np.stack(pieces))
+    return from_uint8(np.stack(pieces))
 
 
 @torch.no_grad()
@@ -94,7 +95,7 @@ def encode_clips(model: ClipModel, folder: Path, shard: int, size: int = SHARD) 
         for seed in range(shard * size, (shard + 1) * size):
             instance = make("train", seed)
             for k in range(len(instance.run.steps)):
-                film = pictures(instance.film(k))[None]
+                film = from_uint8(instance.film(k))[None]
                 grey = torch.full_like(film, 0.5)
                 grey[:, 0] = film[:, 0]
                 with bf16(model):

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from ..clips.wan_diffusers import ClipModel
 from ..keysteps.draw import Condition
 from ..keysteps.sdxl_diffusers import KeyStepModel
+from ..pixels import from_uint8
 from ..tabletop.skills import SKILLS
 from .judges import STATE_OUTPUTS
 from .loop import Progress, Recipe, fit
@@ -28,11 +29,6 @@ TEXTS = Recipe(iterations=400, batch=32, rate=1e-3, warm_up=50, decay=0.05)
 SKILL = Recipe(iterations=3000, batch=32, rate=6e-4, warm_up=200, decay=0.05, ema=0.99, clip=0.25)
 BACKBONE = Recipe(iterations=3000, batch=32, rate=8e-4, warm_up=200, decay=0.01, ema=0.995)
 ADAPTER = Recipe(iterations=6000, batch=32, rate=5e-4, warm_up=100, decay=0.01, ema=0.998)
-
-
-def pictures(images: np.ndarray) -> Tensor:
-    """uint8 [B, H, W, 3] -> float32 0..1, same shape."""
-    return torch.from_numpy(np.array(images)).float() / 255
 
 
 def bf16(model: KeyStepModel | ClipModel) -> torch.autocast:
@@ -59,7 +55,7 @@ def train_vae(model: KeyStepModel, pool: Pool, run: Path, recipe: Recipe = VAE, 
         rows = torch.randint(len(pool.images), (recipe.batch,), generator=generator).tolist()
         corners = torch.randint(0, (128 - crop) // 8 + 1, (recipe.batch, 2), generator=generator) * 8
         batch = [pool.images[r, y : y + crop, x : x + crop] for r, (y, x) in zip(rows, corners.tolist(), strict=True)]
-        true = pictures(np.stack(batch)).to(model.device).movedim(-1, 1) * 2 - 1
+        true = from_uint8(np.stack(batch)).to(model.device).movedim(-1, 1) * 2 - 1
         with bf16(model):
             posterior = vae.encode(true).latent_dist
             mean = posterior.mean
@@ -69,7 +65,7 @@ def train_vae(model: KeyStepModel, pool: Pool, run: Path, recipe: Recipe = VAE, 
 
     yield from fit("vae", vae, losses_of, recipe, run)
     vae.eval()
-    normalise_latents(model, pictures(pool.images[:: max(1, len(pool.images) // 400)]))
+    normalise_latents(model, from_uint8(pool.images[:: max(1, len(pool.images) // 400)]))
 
 
 @torch.no_grad()
@@ -153,7 +149,7 @@ def train_encoders(model: KeyStepModel, pool: Pool, run: Path, recipe: Recipe = 
 
     def losses_of(_: int, generator: torch.Generator) -> dict[str, Tensor]:
         rows = torch.randint(len(labels), (recipe.batch,), generator=generator)
-        images = pictures(pool.images[rows.numpy()])
+        images = from_uint8(pool.images[rows.numpy()])
         images = torch.roll(images, tuple(torch.randint(-4, 5, (2,), generator=generator).tolist()), (1, 2))
         with bf16(model):
             states = model.image_states(images)
@@ -197,7 +193,7 @@ def _encoded(model: KeyStepModel, pool: Pool, path: Path, encode: Callable[[Tens
         parts = []
         for start in range(0, len(pool.images), 64):
             with bf16(model):
-                parts.append(encode(pictures(pool.images[start : start + 64])).half().cpu())
+                parts.append(encode(from_uint8(pool.images[start : start + 64])).half().cpu())
         torch.save(torch.cat(parts), path)
     return torch.load(path, weights_only=True)
 

@@ -86,7 +86,7 @@ def pack_models(run: Path, folder: Path) -> None:
             for parameter in model.parts()[name].parameters():
                 parameter.data.zero_()
         models.append(model)
-    if (run / "skill.safetensors").exists() is False:
+    if not (run / "skill.safetensors").exists():
         with torch.no_grad():
             models[0].skill_transformer.empty_tokens.copy_(models[0].zero_image_tokens())
     pack(*models, folder)
