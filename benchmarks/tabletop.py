@@ -8,17 +8,24 @@ as each needs the one before.
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+from pictures import grid, stacked  # noqa: E402
 from report import REPORTS, markdown, write_report  # noqa: E402
 
 from ksgen_core import build  # noqa: E402
@@ -35,6 +42,7 @@ from ksgen_core.training.pool import step_class  # noqa: E402
 from ksgen_core.types import Clip, with_seeds  # noqa: E402
 
 FIRST_SEED = 20_000
+SPLITS = ("seen", "unseen")
 JUDGES = Path(__file__).resolve().parent / "judges"
 
 
@@ -66,14 +74,16 @@ class Bench:
         events = render_clips(self.clips, [image], plan, [step], RenderSettings())
         return next(event.clip for event in events if isinstance(event, StepClip))
 
-    def chain(self, instance: Instance, seed: int) -> tuple[dict[int, torch.Tensor], dict[int, Clip]]:
-        """Policy last_frame: key images and clips of all steps."""
+    def chain(self, instance: Instance, seed: int, wanted: int) -> tuple[dict[int, torch.Tensor], dict[int, Clip]]:
+        """Policy last_frame: all key images, and the clips that they and step `wanted` need."""
         image, images, clips = self.initial(instance), {}, {}
-        for step in range(len(instance.run.steps)):
+        last = len(instance.run.steps) - 1
+        for step in range(last + 1):
             if step:
                 images[step] = image
-            clips[step] = self.clip(instance, image, step, seed)
-            image = clips[step].frames[-1]
+            if step < last or step == wanted:
+                clips[step] = self.clip(instance, image, step, seed)
+                image = clips[step].frames[-1]
         return images, clips
 
     def judge_image(self, instance: Instance, step: int, image: torch.Tensor, sums: dict[str, list]) -> None:
@@ -96,18 +106,19 @@ class Bench:
 
 
 def measure(bench: Bench, split: str, policy: str, instances: int, clips: int) -> dict[str, float]:
-    """Figures of one policy on instances FIRST_SEED ... of a split; clips of the first `clips` instances only."""
+    """Figures of one policy on instances FIRST_SEED ... of a split; clips of the first `clips` instances only.
+
+    `seconds` are processor time of the thread, judging included.
+    """
     sums: dict[str, list] = defaultdict(list)
-    clock = time.monotonic()
+    clock = time.thread_time()
     for number in range(instances):
         seed = FIRST_SEED + number
         instance = make(split, seed)
         last = len(instance.run.steps) - 1
         chosen = 1 + seed % last if last else 0
         if policy == "last_frame":
-            if number >= clips:
-                break
-            images, films = bench.chain(instance, seed)
+            images, films = bench.chain(instance, seed, chosen)
         elif policy == "initial":
             images, films = {k: bench.initial(instance) for k in range(1, last + 1)}, {}
         else:
@@ -120,7 +131,26 @@ def measure(bench: Bench, split: str, policy: str, instances: int, clips: int) -
             bench.judge_clip(instance, chosen, film, sums)
     figures = {name: float(np.mean(values)) for name, values in sums.items()}
     counts = {"key_images": len(sums["state_accuracy"]), "clips": len(sums["action_accuracy"])}
-    return {**figures, **counts, "seconds": time.monotonic() - clock}
+    return {**figures, **counts, "seconds": time.thread_time() - clock}
+
+
+def examples(bench: Bench, policies: list[str], count: int) -> Image.Image:
+    """Key images of the first instances of each split with at least three steps: the true ones, then by policy."""
+    grids = []
+    for split in SPLITS:
+        made = ((FIRST_SEED + k, make(split, FIRST_SEED + k)) for k in range(100))
+        for seed, instance in islice(((s, i) for s, i in made if len(i.run.steps) >= 3), count):
+            steps = range(len(instance.run.steps))
+            first = to_uint8(bench.initial(instance))
+            rows = [("true", [instance.first_frame(k, bench.size) for k in steps])]
+            for policy in policies:
+                if policy == "initial":
+                    continue
+                images = bench.chain(instance, seed, 0)[0] if policy == "last_frame" else None
+                images = images or bench.key_images(instance, policy, seed)
+                rows.append((policy, [first, *(to_uint8(images[k]) for k in steps[1:])]))
+            grids.append(grid(rows, f"{split} {seed}: {'; '.join(instance.run.texts)}"))
+    return stacked(grids)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -130,25 +160,54 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--models", type=Path, help="a models folder other than the embedded one")
     parser.add_argument("--judges", type=Path, default=JUDGES, help="the folder of the judges' weights")
     parser.add_argument("--reports", type=Path, default=REPORTS, help="where the report goes")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="tasks at once, each on one processor")
     parser.add_argument("--policies", nargs="*", choices=POLICIES, default=list(POLICIES))
     arguments = parser.parse_args(argv)
     models = build.open_folder(arguments.models) if arguments.models else build.embedded()
-    bench = Bench(models, arguments.judges)
-    judge = own_accuracy(bench.state_judge, bench.action_judge, arguments.instances)
-    print("judges on true renders:", judge, flush=True)
-    figures: dict[str, Any] = {"judge": judge}
+    figures: dict[str, Any] = {}
     rows = []
-    for split in ("seen", "unseen"):
-        figures[split] = {}
-        for policy in arguments.policies:
-            got = measure(bench, split, policy, arguments.instances, arguments.clips)
-            figures[split][policy] = got
-            print(split, policy, got, flush=True)
-            rows.append([split, policy, *(got[k] for k in COLUMNS)])
+    # One for every worker: diffusers' Wan VAE keeps the state of a pass in itself. Loaded one after another: accelerate
+    # changes torch itself while it loads.
+    benches: Queue[Bench] = Queue()
+    for _ in range(arguments.workers):
+        benches.put(Bench(models, arguments.judges))
+
+    def with_bench(work: Callable[[Bench], dict[str, float]]) -> dict[str, float]:
+        bench = benches.get()
+        try:
+            return work(bench)
+        finally:
+            benches.put(bench)
+
+    def judge(bench: Bench) -> dict[str, float]:
+        return own_accuracy(bench.state_judge, bench.action_judge, arguments.instances)
+
+    def task(split: str, policy: str) -> Callable[[Bench], dict[str, float]]:
+        return lambda bench: measure(bench, split, policy, arguments.instances, arguments.clips)
+
+    with ThreadPoolExecutor(arguments.workers, initializer=torch.set_num_threads, initargs=(1,)) as threads:
+        own = threads.submit(with_bench, judge)
+        # The chains take longest, so they start first.
+        order = sorted(arguments.policies, key=lambda policy: policy != "last_frame")
+        tasks = {
+            (split, policy): threads.submit(with_bench, task(split, policy)) for policy in order for split in SPLITS
+        }
+        figures["judge"] = own.result()
+        print("judges on true renders:", figures["judge"], flush=True)
+        for split in SPLITS:
+            figures[split] = {}
+            for policy in arguments.policies:
+                got = figures[split][policy] = tasks[split, policy].result()
+                print(split, policy, got, flush=True)
+                rows.append([split, policy, *(got[k] for k in COLUMNS)])
+    arguments.reports.mkdir(parents=True, exist_ok=True)
+    count = min(2, arguments.instances)
+    examples(benches.get(), arguments.policies, count).save(arguments.reports / "tabletop.jpg", quality=85)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     figures["peak_memory_gb"] = peak
     table = markdown(["split", "policy", *(c.replace("_", " ") for c in COLUMNS)], rows)
-    table += f"\n\nThe judges on true renders: {judge}. Peak memory {peak:.2f} GB."
+    table += "\n\n![Key images by policy](tabletop.jpg)"
+    table += f"\n\nThe judges on true renders: {figures['judge']}. Peak memory {peak:.2f} GB."
     seeds = f"instances {FIRST_SEED}..{FIRST_SEED + arguments.instances - 1} of each split"
     write_report("tabletop", figures, table, seeds, arguments.reports)
     print(table)

@@ -6,6 +6,7 @@ Legend: B batch, F frames, Z latent channels, f, h, w latents.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy, deepcopy
 from pathlib import Path
 from random import Random
 
@@ -18,7 +19,7 @@ from ..clips.wan_diffusers import ClipModel, fold_latent_statistics
 from ..pixels import from_uint8
 from ..tabletop.instances import FRAMES, make
 from .image_stages import bf16, reconstruction
-from .loop import Progress, Recipe, fit
+from .loop import Progress, Recipe, digest, fit
 from .pool import Pool
 
 CLIP_VAE = Recipe(iterations=16000, batch=6, rate=1.5e-3, ema=0.995, decay=0.0)
@@ -87,20 +88,23 @@ def _film_crops(seed: int, count: int, frames: int, crop: int) -> Tensor:
 
 @torch.no_grad()
 def encode_clips(model: ClipModel, folder: Path, shard: int, size: int = SHARD) -> dict:
-    """The clips of one shard's instances, encoded once: {latents and firsts [B, Z, f, h, w], texts}."""
-    path = folder / f"shard-{shard:03d}.pt"
+    """The clips of one shard's instances, encoded once by this VAE: {latents and firsts [B, Z, f, h, w], texts}."""
+    path = folder / digest(model.pipe.vae) / f"shard-{shard:03d}.pt"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         latents, firsts, texts = [], [], []
+        # A copy in half precision: twice as fast on processors, and its error is a hundredth of the noise trained on.
+        half = ClipModel(copy(model.pipe))
+        half.pipe.vae = deepcopy(model.pipe.vae).to(torch.bfloat16)
         for seed in range(shard * size, (shard + 1) * size):
             instance = make("train", seed)
             for k in range(len(instance.run.steps)):
                 film = from_uint8(instance.film(k))[None]
                 grey = torch.full_like(film, 0.5)
                 grey[:, 0] = film[:, 0]
-                with bf16(model):
-                    latents.append(model.encode_frames(film).half().cpu())
-                    firsts.append(model.encode_frames(grey).half().cpu())
+                both = half.encode_frames(torch.cat([film, grey])).half().cpu()
+                latents.append(both[:1])
+                firsts.append(both[1:])
                 texts.append(list(instance.run.steps[k].texts))
         torch.save({"latents": torch.cat(latents), "firsts": torch.cat(firsts), "texts": texts}, path)
     return torch.load(path, weights_only=True)

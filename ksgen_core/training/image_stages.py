@@ -19,8 +19,8 @@ from ..keysteps.draw import Condition
 from ..keysteps.sdxl_diffusers import KeyStepModel
 from ..pixels import from_uint8
 from ..tabletop.skills import SKILLS
-from .judges import STATE_OUTPUTS
-from .loop import Progress, Recipe, fit
+from .judges import JUDGE_OUTPUTS
+from .loop import Progress, Recipe, digest, fit
 from .pool import STEPS, Pool
 
 VAE = Recipe(iterations=9000, batch=6, rate=1.5e-3, ema=0.995, decay=0.0)
@@ -29,6 +29,11 @@ TEXTS = Recipe(iterations=400, batch=32, rate=1e-3, warm_up=50, decay=0.05)
 SKILL = Recipe(iterations=3000, batch=32, rate=6e-4, warm_up=200, decay=0.05, ema=0.99, clip=0.25)
 BACKBONE = Recipe(iterations=3000, batch=32, rate=8e-4, warm_up=200, decay=0.01, ema=0.995)
 ADAPTER = Recipe(iterations=6000, batch=32, rate=5e-4, warm_up=100, decay=0.01, ema=0.998)
+
+ENCODER_OUTPUTS = (*JUDGE_OUTPUTS, len(STEPS))
+"""What the image tokens must tell: facts, colours and shapes of all objects, and the step."""
+THUMBNAIL, THUMBNAIL_WEIGHT = 16, 50.0
+"""Side in pixels of the small copy of the picture; how much its squared error counts beside the sum of the facts."""
 
 
 def bf16(model: KeyStepModel | ClipModel) -> torch.autocast:
@@ -123,26 +128,28 @@ class _Readers(nn.Module):
         super().__init__()
         tokens, width = model.skill_transformer.config.tokens_per_image, model.skill_transformer.config.token_width
         self.image_encoder, self.resampler = model.image_encoder, model.resampler
-        self.facts = nn.Linear(tokens * width, sum(STATE_OUTPUTS) + len(STEPS))
+        self.facts = nn.Linear(tokens * width, sum(ENCODER_OUTPUTS))
+        self.thumbnail = nn.Linear(tokens * width, THUMBNAIL * THUMBNAIL * 3)
         inner = model.image_encoder.config.hidden_size
-        self.look_at = nn.Parameter(torch.randn(len(STATE_OUTPUTS) + 1, inner) * 0.1)
-        self.seen = nn.Parameter(torch.zeros(len(STATE_OUTPUTS) + 1, inner, max(*STATE_OUTPUTS, len(STEPS))))
+        self.look_at = nn.Parameter(torch.randn(len(ENCODER_OUTPUTS), inner) * 0.1)
+        self.seen = nn.Parameter(torch.zeros(len(ENCODER_OUTPUTS), inner, max(ENCODER_OUTPUTS)))
 
     def read_states(self, states: Tensor) -> list[Tensor]:
         """One query per fact looks at the image encoder's states [B, M, E]: a short way for the gradient -> logits."""
         weights = (self.look_at @ states.transpose(1, 2) / states.shape[-1] ** 0.5).softmax(-1)
         logits = torch.einsum("bqe,qev->bqv", F.layer_norm(weights @ states, states.shape[-1:]), self.seen)
-        return [logits[:, k, :v] for k, v in enumerate((*STATE_OUTPUTS, len(STEPS)))]
+        return [logits[:, k, :v] for k, v in enumerate(ENCODER_OUTPUTS)]
 
 
 def train_encoders(model: KeyStepModel, pool: Pool, run: Path, recipe: Recipe = ENCODERS) -> Iterator[Progress]:
-    """Image encoder and resampler learn to tell states, colours and steps.
+    """Image encoder and resampler learn to tell states, colours, shapes and steps, and where things lie.
 
-    No pretrained CLIP ships in any wheel, so ours is supervised by what the procedural world knows.
+    No pretrained CLIP ships in any wheel, so ours is supervised by what the procedural world knows. A small copy of the
+    picture, read off the tokens, makes them hold the layout too.
     """
     readers = _Readers(model).to(model.device)
-    labels = torch.from_numpy(np.concatenate([pool.facts, pool.colours, pool.steps[:, None]], 1).astype(np.int64))
-    outputs = (*STATE_OUTPUTS, len(STEPS))
+    labels = [pool.facts, pool.colours, pool.shapes, pool.steps[:, None]]
+    labels = torch.from_numpy(np.concatenate(labels, 1).astype(np.int64))
     is_step = torch.from_numpy(pool.index >= 0)
     for part in (model.image_encoder, model.resampler):
         part.train().requires_grad_(True)
@@ -153,9 +160,12 @@ def train_encoders(model: KeyStepModel, pool: Pool, run: Path, recipe: Recipe = 
         images = torch.roll(images, tuple(torch.randint(-4, 5, (2,), generator=generator).tolist()), (1, 2))
         with bf16(model):
             states = model.image_states(images)
-            logits = readers.facts(model.resampler(states).flatten(1)).float().split(outputs, 1)
+            tokens = model.resampler(states).flatten(1)
+            logits = readers.facts(tokens).float().split(ENCODER_OUTPUTS, 1)
+            small = readers.thumbnail(tokens).float()
         true, counts = labels[rows].to(model.device), is_step[rows].to(model.device)
-        losses = {}
+        wanted = F.interpolate(images.movedim(-1, 1), (THUMBNAIL, THUMBNAIL), mode="area").flatten(1)
+        losses = {"thumbnail": THUMBNAIL_WEIGHT * F.mse_loss(small, wanted.to(model.device))}
         for name, answers in (("tokens", logits), ("states", readers.read_states(states.float()))):
             facts = [F.cross_entropy(x, true[:, k]) for k, x in enumerate(answers[:-1])]
             action = (F.cross_entropy(answers[-1], true[:, -1], reduction="none") * counts).mean()
@@ -188,7 +198,11 @@ class Encoded:
     zero: Tensor
 
 
-def _encoded(model: KeyStepModel, pool: Pool, path: Path, encode: Callable[[Tensor], Tensor]) -> Tensor:
+def _encoded(
+    model: KeyStepModel, pool: Pool, stem: Path, parts: tuple[str, ...], encode: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """What `encode` makes of the pool's pictures, kept under the digest of the `parts` that it uses."""
+    path = stem.with_name(f"{stem.name}-{digest(*(model.parts()[part] for part in parts))}.pt")
     if not path.exists():
         parts = []
         for start in range(0, len(pool.images), 64):
@@ -200,12 +214,17 @@ def _encoded(model: KeyStepModel, pool: Pool, path: Path, encode: Callable[[Tens
 
 @torch.no_grad()
 def encode_pool(model: KeyStepModel, pool: Pool, folder: Path, *, with_tokens: bool = True) -> Encoded:
-    """Encode every picture of the pool once; what is in `folder` already is read. Without tokens: latents alone."""
+    """Encode every picture of the pool once; what `folder` has by these weights is read.
+
+    Without tokens: latents alone.
+    """
     words = [""] + sorted({t for texts in pool.texts for t in texts})
     number = {t: k for k, t in enumerate(words)}
     text, mask, pooled = (t.cpu() for t in model.encode_texts(words))
-    latents = _encoded(model, pool, folder / "latents.pt", model.encode_latents)
-    tokens = _encoded(model, pool, folder / "tokens.pt", model.encode_images) if with_tokens else latents.new_zeros(0)
+    latents = _encoded(model, pool, folder / "latents", ("vae",), model.encode_latents)
+    tokens = latents.new_zeros(0)
+    if with_tokens:
+        tokens = _encoded(model, pool, folder / "tokens", ("image_encoder", "resampler"), model.encode_images)
     first = np.flatnonzero(pool.index == 0).tolist()
     text_of = [[number[t] for t in texts] for texts in pool.texts]
     return Encoded(latents, tokens, text, mask, pooled, text_of, first, model.zero_image_tokens().cpu())
