@@ -17,13 +17,15 @@ from torch.nn import functional as F
 
 from ..clips.wan_diffusers import ClipModel, fold_latent_statistics
 from ..pixels import from_uint8
-from ..tabletop.instances import FRAMES, make
+from ..tabletop.instances import make
 from .image_stages import bf16, reconstruction
 from .loop import Progress, Recipe, digest, fit
 from .pool import Pool
 
 CLIP_VAE = Recipe(iterations=16000, batch=6, rate=1.5e-3, ema=0.995, decay=0.0)
 CLIPS = Recipe(iterations=4000, batch=8, rate=6e-4, warm_up=200, ema=0.998)
+FILMS = 3
+"""Pieces of films in a batch."""
 SHARD = 200
 """Instances whose clips are encoded into one file."""
 SHARDS = 5
@@ -36,7 +38,7 @@ Less than the sampler's own, so that the late updates are trained as well."""
 def train_clip_vae(
     model: ClipModel, pool: Pool, run: Path, recipe: Recipe = CLIP_VAE, crop: int = 64
 ) -> Iterator[Progress]:
-    """Single frames and whole films in turn: what is not trained to its full length drifts away after it.
+    """Whole films, and single frames every third time: what is not trained to its full length drifts away after it.
 
     Crops only: the VAE is convolutional but for one layer.
 
@@ -45,13 +47,10 @@ def train_clip_vae(
     vae = model.pipe.vae.train()
 
     def losses_of(iteration: int, generator: torch.Generator) -> dict[str, Tensor]:
-        if iteration % 2:
-            true = _film_crops(iteration, 1, FRAMES, crop // 2)
+        if iteration % 3:
+            true = _film_crops(iteration, FILMS, crop // 2)
         else:
-            rows = torch.randint(len(pool.images), (recipe.batch,), generator=generator).tolist()
-            corners = torch.randint(0, (128 - crop) // 8 + 1, (recipe.batch, 2), generator=generator) * 8
-            cut = [pool.images[r, y : y + crop, x : x + crop] for r, (y, x) in zip(rows, corners.tolist(), strict=True)]
-            true = from_uint8(np.stack(cut))[:, None]
+            true = pool.crops(recipe.batch, crop, generator)[:, None]
         true = true.to(model.device).movedim(-1, 1) * 2 - 1
         with bf16(model):
             mean = vae.encode(true).latent_dist.mode()
@@ -70,19 +69,16 @@ def train_clip_vae(
     fold_latent_statistics(vae, latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4)))
 
 
-def _film_crops(seed: int, count: int, frames: int, crop: int) -> Tensor:
-    """Random short pieces [count, frames, crop, crop, 3] of films of the training split."""
+def _film_crops(seed: int, count: int, crop: int) -> Tensor:
+    """Pieces [count, F, crop, crop, 3] of films of the training split: the liveliest of three random places each."""
     random = Random(seed)
     pieces = []
     for _ in range(count):
         instance = make("train", random.randrange(9000))
         film = instance.film(random.randrange(len(instance.run.steps)))
-        start, x, y = (
-            random.randrange(FRAMES - frames + 1),
-            random.randrange(0, 128 - crop + 1, 8),
-            random.randrange(0, 128 - crop + 1, 8),
-        )
-        pieces.append(film[start : start + frames, y : y + crop, x : x + crop])
+        corners = [(random.randrange(0, 128 - crop + 1, 8), random.randrange(0, 128 - crop + 1, 8)) for _ in range(3)]
+        places = [film[:, y : y + crop, x : x + crop] for y, x in corners]
+        pieces.append(max(places, key=lambda piece: np.ptp(piece.astype(np.int16), 0).sum()))
     return from_uint8(np.stack(pieces))
 
 

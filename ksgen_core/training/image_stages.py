@@ -24,9 +24,9 @@ from .loop import Progress, Recipe, digest, fit
 from .pool import STEPS, Pool
 
 VAE = Recipe(iterations=9000, batch=6, rate=1.5e-3, ema=0.995, decay=0.0)
-ENCODERS = Recipe(iterations=2500, batch=40, rate=1.2e-3, warm_up=200, decay=0.05)
+ENCODERS = Recipe(iterations=4000, batch=40, rate=1.2e-3, warm_up=200, decay=0.05)
 TEXTS = Recipe(iterations=400, batch=32, rate=1e-3, warm_up=50, decay=0.05)
-SKILL = Recipe(iterations=3000, batch=32, rate=6e-4, warm_up=200, decay=0.05, ema=0.99, clip=0.25)
+SKILL = Recipe(iterations=2000, batch=32, rate=8e-4, warm_up=150, decay=0.05, ema=0.99, clip=0.25)
 BACKBONE = Recipe(iterations=3000, batch=32, rate=8e-4, warm_up=200, decay=0.01, ema=0.995)
 ADAPTER = Recipe(iterations=6000, batch=32, rate=5e-4, warm_up=100, decay=0.01, ema=0.998)
 
@@ -47,9 +47,9 @@ def edges(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def reconstruction(got: Tensor, true: Tensor) -> Tensor:
-    """Squared error first of all: it settles colours soon; L1 and edges keep outlines. [B, 3, H, W] each, -1..1."""
-    loss = 5 * F.mse_loss(got, true) + 0.5 * F.l1_loss(got, true)
-    return loss + 0.25 * sum(F.mse_loss(a, b).sqrt() for a, b in zip(edges(got), edges(true), strict=True))
+    """L1, with edges for the outlines; squared error settles colours soon. [B, 3, H, W] each, -1..1."""
+    outlines = sum(F.l1_loss(a, b) for a, b in zip(edges(got), edges(true), strict=True))
+    return F.l1_loss(got, true) + 2 * F.mse_loss(got, true) + outlines
 
 
 def train_vae(model: KeyStepModel, pool: Pool, run: Path, recipe: Recipe = VAE, crop: int = 64) -> Iterator[Progress]:
@@ -57,10 +57,7 @@ def train_vae(model: KeyStepModel, pool: Pool, run: Path, recipe: Recipe = VAE, 
     vae = model.pipe.vae.train()
 
     def losses_of(_: int, generator: torch.Generator) -> dict[str, Tensor]:
-        rows = torch.randint(len(pool.images), (recipe.batch,), generator=generator).tolist()
-        corners = torch.randint(0, (128 - crop) // 8 + 1, (recipe.batch, 2), generator=generator) * 8
-        batch = [pool.images[r, y : y + crop, x : x + crop] for r, (y, x) in zip(rows, corners.tolist(), strict=True)]
-        true = from_uint8(np.stack(batch)).to(model.device).movedim(-1, 1) * 2 - 1
+        true = pool.crops(recipe.batch, crop, generator).to(model.device).movedim(-1, 1) * 2 - 1
         with bf16(model):
             posterior = vae.encode(true).latent_dist
             mean = posterior.mean

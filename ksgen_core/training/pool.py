@@ -1,8 +1,7 @@
 """A pool of Tabletop pictures on disk with everything that is known about them: rendered once, read by every trainer.
 
-Legend: N pictures, H = len(HEADS) facts, K = len(COLOURED) coloured objects, F = len(SHAPED) with
-several shapes. A label is 0 where the object is not in the
-picture, else 1 + the index of its value.
+Legend: N pictures, H = len(HEADS) facts, K = len(COLOURED) coloured objects, F = len(SHAPED) with several shapes. A
+label is 0 where the object is not in the picture, else 1 + the index of its value.
 """
 
 from __future__ import annotations
@@ -14,7 +13,10 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from ..pixels import from_uint8
 from ..tabletop.instances import Instance, make
 from ..tabletop.scene import COLOURS
 from ..tabletop.skills import SKILLS, Step
@@ -85,6 +87,13 @@ class Pool:
     index: np.ndarray
     texts: list[list[str]]
     goals: list[str]
+
+    def crops(self, count: int, size: int, generator: torch.Generator) -> Tensor:
+        """Random pieces [count, size, size, 3], 0..1, at corners that are multiples of 8."""
+        rows = torch.randint(len(self.images), (count,), generator=generator).tolist()
+        corners = torch.randint(0, (self.images.shape[1] - size) // 8 + 1, (count, 2), generator=generator) * 8
+        places = zip(rows, corners.tolist(), strict=True)
+        return from_uint8(np.stack([self.images[r, y : y + size, x : x + size] for r, (y, x) in places]))
 
     @classmethod
     def open(cls, folder: Path) -> Pool:
