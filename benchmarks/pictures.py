@@ -15,8 +15,10 @@ def grid(rows: Sequence[tuple[str, Sequence[np.ndarray]]], title: str) -> Image.
     """rows: (words, uint8 pictures [S, S, 3], all of one size) -> the grid under its title."""
     size = rows[0][1][0].shape[0]
     columns = max(len(pictures) for _, pictures in rows)
-    paper = Image.new("RGB", (SIDE + columns * (size + GAP), HEAD + len(rows) * (size + GAP)), PAPER)
-    pen, font = ImageDraw.Draw(paper), ImageFont.load_default(13)
+    font = ImageFont.load_default(13)
+    width = max(SIDE + columns * (size + GAP), 2 * GAP + round(font.getlength(title)))
+    paper = Image.new("RGB", (width, HEAD + len(rows) * (size + GAP)), PAPER)
+    pen = ImageDraw.Draw(paper)
     pen.text((GAP, 3), title, INK, font)
     for y, (words, pictures) in enumerate(rows):
         top = HEAD + y * (size + GAP)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from random import Random
 
 import numpy as np
@@ -46,6 +47,23 @@ def test_unseen_skills_are_compositions_never_trained():
         own = {(s.action, s.obj, s.target, s.effects) for s in skill.steps}
         assert not any(own <= other for other in known), skill.name
     assert not set(skills_of("train")) & set(skills_of("unseen"))
+
+
+def test_mixtures_are_whole_plans_of_trained_steps_and_leave_the_unseen_alone():
+    def keys(skill):
+        return [(s.action, s.obj, s.target, s.effects) for s in skill.steps]
+
+    unseen = {frozenset(pair) for skill in skills_of("unseen") for pair in combinations(keys(skill), 2)}
+    trained = {frozenset(pair) for skill in skills_of("train") for pair in combinations(keys(skill), 2)}
+    names = set()
+    for seed in range(200):
+        run = make("mixed", seed).run
+        names.add(run.skill.name)
+        assert 1 <= len(run.steps) <= 7
+        assert all(run.states[k] != run.states[k + 1] for k in range(len(run.steps)))
+        pairs = {frozenset(pair) for pair in combinations(keys(run.skill), 2)}
+        assert not pairs & (unseen - trained)
+    assert len(names) > 100 and names.isdisjoint(skills.BY_NAME)
 
 
 def test_words_of_unseen_skills_are_known_objects_and_values():

@@ -62,6 +62,15 @@ def test_a_finished_training_is_loaded_not_done_again(tmp_path):
     assert again.weight.equal(whole.weight)
 
 
+def test_a_state_of_another_training_is_refused(tmp_path):
+    _line(RECIPE, tmp_path)
+    for other in (dataclasses.replace(RECIPE, rate=2e-2), dataclasses.replace(RECIPE, iterations=4)):
+        with pytest.raises(KSGenError, match="Delete it"):
+            _line(other, tmp_path)
+    _, more = _line(dataclasses.replace(RECIPE, iterations=14), tmp_path)
+    assert len(more) == 2
+
+
 def test_the_loss_falls_and_the_log_tells(tmp_path):
     _, losses = _line(dataclasses.replace(RECIPE, iterations=200, rate=3e-2), tmp_path)
     assert losses[-1] < 0.05 * losses[0]
@@ -74,7 +83,7 @@ def test_recipes_refuse_nonsense():
 
 
 def test_pool_holds_what_the_world_knows(tmp_path):
-    pool = build_pool(tmp_path / "pool", "train", range(3), workers=1)
+    pool = build_pool(tmp_path / "pool", ("train",), range(3), workers=1)
     instance = make("train", 1)
     rows = np.flatnonzero(pool.instance == 1)
     assert pool.index[rows].tolist() == [*range(len(instance.run.steps)), -1]
@@ -82,7 +91,7 @@ def test_pool_holds_what_the_world_knows(tmp_path):
         assert np.array_equal(pool.images[row], instance.first_frame(k))
         assert np.array_equal(pool.facts[row], facts(instance, k))
     assert pool.texts[1] == list(instance.run.texts)
-    again = build_pool(tmp_path / "pool", "train", range(3), workers=1)
+    again = build_pool(tmp_path / "pool", ("train",), range(3), workers=1)
     assert np.array_equal(again.images, pool.images)
 
 

@@ -7,15 +7,19 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 pytest.importorskip("skia", reason="Tabletop is drawn with skia-python: pip install -e .[tabletop]")
 
 from ksgen_core import build
 from ksgen_core.clips.wan_diffusers import ClipModel
+from ksgen_core.errors import KSGenError
 from ksgen_core.keysteps.draw import Condition
 from ksgen_core.keysteps.sdxl_diffusers import KeyStepModel
+from ksgen_core.pixels import from_uint8
+from ksgen_core.tabletop.instances import make
 from ksgen_core.tabletop.skills import all_texts
-from ksgen_core.training import clip_stages, image_stages, sdxl_folder, wan_folder
+from ksgen_core.training import clip_stages, encoded, image_stages, sdxl_folder, tabletop, wan_folder
 from ksgen_core.training.loop import Recipe
 from ksgen_core.training.pack import pack
 from ksgen_core.training.pool import build_pool
@@ -31,7 +35,7 @@ def run(tmp_path_factory):
     texts = all_texts()
     sdxl_folder.new_sdxl_folder(run, texts, sdxl_folder.TINY)
     wan_folder.new_wan_folder(run, texts, wan_folder.TINY)
-    pool = build_pool(run / "train", "train", range(8), workers=1)
+    pool = build_pool(run / "train", ("train",), range(8), workers=1)
     model, clips = KeyStepModel.load(run / "keysteps"), ClipModel.load(run / "clips")
     changed: dict[str, set[str]] = {}
 
@@ -44,13 +48,13 @@ def run(tmp_path_factory):
     images, films = model.parts(), clips.parts()
     train("vae", image_stages.train_vae(model, pool, run, SHORT), images)
     train("texts", image_stages.train_texts(model, run, dataclasses.replace(SHORT, batch=32)), images)
-    latents_only = image_stages.encode_pool(model, pool, run, with_tokens=False)
+    latents_only = encoded.encode_pool(model, pool, run, with_tokens=False)
     train("backbone", image_stages.train_backbone(model, pool, latents_only, None, run, SHORT), images)
     changed["adapter before"] = {k for k, v in model.pipe.unet.state_dict().items() if "to_v_ip" in k and v.any()}
     train("encoders", image_stages.train_encoders(model, pool, run, SHORT), images)
-    data = image_stages.encode_pool(model, pool, run)
+    data = encoded.encode_pool(model, pool, run)
     train("skill", image_stages.train_skill(model, data, run, SHORT), images)
-    foreseen = image_stages.foresee(model, data)
+    foreseen = encoded.foresee(model, data)
     train("adapter", image_stages.train_backbone(model, pool, data, foreseen, run, SHORT), images)
     train("clip_vae", clip_stages.train_clip_vae(clips, pool, run, dataclasses.replace(SHORT, iterations=4)), films)
     train("clips", clip_stages.train_clips(clips, run, SHORT, shards=1, shard_size=2), films)
@@ -95,7 +99,7 @@ def test_foreseen_tokens_are_those_of_the_roll_out_and_the_first_is_true(run):
     data, model, foreseen = run["data"], run["model"], run["foreseen"]
     i = next(k for k, texts in enumerate(data.text_of) if len(texts) > 2)
     numbers, row = torch.tensor([data.text_of[i]]), data.first[i]
-    with torch.no_grad(), image_stages.bf16(model):
+    with torch.no_grad(), encoded.bf16(model):
         out = model.skill_transformer.roll_out(
             data.tokens[row : row + 1].float(), data.text[numbers], data.mask[numbers]
         )
@@ -131,3 +135,61 @@ def test_what_is_packed_is_a_models_folder_with_library_and_demo(run):
     assert len(plans) > 50 and all(isinstance(plan, Plan) for plan in plans)
     assert (run["folder"] / "models/demo.png").stat().st_size > 1000
     assert json.loads((run["folder"] / "models/demo.json").read_text())["goal"]
+
+
+def test_encoded_clips_are_those_of_the_vae_and_are_made_again_only_for_another(run, tmp_path):
+    clips = ClipModel.load(run["folder"] / "clips")
+    shard = clip_stages.encode_clips(clips, tmp_path, 0, 1)
+    (path,) = tmp_path.rglob("*.pt")
+    film = from_uint8(make("train", 0).film(0))[None]
+    with torch.no_grad():
+        true = clips.encode_frames(film)[0]
+    # Half precision: of latents with a deviation of 1.
+    assert (shard["latents"][0].float() - true).abs().mean() < 0.02
+    written = path.stat().st_mtime_ns
+    clip_stages.encode_clips(clips, tmp_path, 0, 1)
+    assert path.stat().st_mtime_ns == written
+    with torch.no_grad():
+        clips.pipe.vae.quant_conv.bias += 1
+    moved = clip_stages.encode_clips(clips, tmp_path, 0, 1)
+    assert len(list(tmp_path.rglob("*.pt"))) == 2
+    assert not moved["latents"].equal(shard["latents"])
+
+
+def test_a_digest_tells_weights_apart_in_any_dtype():
+    layer = torch.nn.Linear(3, 2)
+    once = encoded.digest(layer)
+    assert encoded.digest(layer) == once
+    assert encoded.digest(layer.bfloat16()) != once
+    layer.float()
+    with torch.no_grad():
+        layer.weight[0, 0] += 1
+    assert encoded.digest(layer) != once
+
+
+def test_crops_are_pieces_of_the_pictures_and_the_generator_chooses_them(run):
+    pool = run["pool"]
+    crops = pool.crops(3, 64, torch.Generator().manual_seed(1))
+    assert crops.equal(pool.crops(3, 64, torch.Generator().manual_seed(1)))
+    images = from_uint8(pool.images)
+    for crop in crops:
+        corners = [(y, x) for y in range(0, 65, 8) for x in range(0, 65, 8)]
+        assert any((images[:, y : y + 64, x : x + 64] == crop).flatten(1).all(1).any() for y, x in corners)
+
+
+def test_parts_are_trained_kept_and_packed_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(tabletop, "MINI", sdxl_folder.TINY)
+    monkeypatch.setattr(tabletop, "WAN_MINI", wan_folder.TINY)
+    monkeypatch.setattr(tabletop, "TRAIN_INSTANCES", 4)
+    with pytest.raises(KSGenError, match="--only vae"):
+        list(tabletop.train_part("backbone", tmp_path, SHORT))
+    with torch.compiler.set_stance("force_eager"):
+        for part in ("vae", "texts", "backbone"):
+            list(tabletop.train_part(part, tmp_path, SHORT, compiled=True))
+    tabletop.pack_models(tmp_path, tmp_path / "models")
+    packed, trained = build.open_folder(tmp_path / "models").key_steps(), load_file(tmp_path / "backbone.safetensors")
+    state = packed.pipe.unet.state_dict()
+    assert {f"unet/{key}" for key in state} == trained.keys()
+    name = "conv_out.weight"
+    torch.testing.assert_close(state[name], trained[f"unet/{name}"], atol=1e-3, rtol=1e-3)
+    assert not packed.skill_transformer.to_tokens.weight.any()

@@ -1,6 +1,7 @@
 """Instances: from a seed and a split to pictures, clips, steps and states.
 
-Splits: `train` and `seen` share their skills but never a seed; `unseen` has skills whose composition was never trained.
+Splits: `train` and `seen` share their skills but never a seed; `mixed`, for training too, puts pieces of these skills
+together anew; `unseen` has skills whose composition was never trained.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from random import Random
 import numpy as np
 
 from ..types import KeyStep, Plan
+from .mixtures import mixture
 from .scene import Room, Shot, frame_up, furnish
 from .shots import FPS, FRAMES, LATER_START, clip, render
 from .skills import SKILLS, Run, Skill, sentence, unfold
 
-SPLITS = ("train", "seen", "unseen")
+SPLITS = ("train", "mixed", "seen", "unseen")
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ def plan_of(run: Run) -> Plan:
 
 
 def skills_of(split: str) -> tuple[Skill, ...]:
+    """The skills of a split, or those that `mixed` puts together."""
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}, known are {SPLITS}")
     return tuple(s for s in SKILLS if s.unseen == (split == "unseen"))
@@ -63,7 +66,8 @@ def skills_of(split: str) -> tuple[Skill, ...]:
 def make(split: str, seed: int, skills: Sequence[Skill] | None = None) -> Instance:
     """The instance with this number: the same one for ever. Other `skills` make a split of their own."""
     random = Random(f"{split}/{seed}")
-    run = unfold(random.choice(skills or skills_of(split)), random)
+    skill = mixture(random) if split == "mixed" and not skills else random.choice(skills or skills_of(split))
+    run = unfold(skill, random)
     room = furnish(run.skill.cast, random)
     shots = tuple(frame_up(room, run.states[k], run.steps[k], random) for k in range(len(run.steps)))
     return Instance(run, room, shots)

@@ -5,8 +5,7 @@ Legend: B batch, N image tokens of width C, L tokens per text, Z latent channels
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..clips.wan_diffusers import ClipModel
 from ..keysteps.draw import Condition
 from ..keysteps.sdxl_diffusers import KeyStepModel
 from ..pixels import from_uint8
 from ..tabletop.skills import SKILLS
+from .encoded import Encoded, bf16, digest
 from .judges import JUDGE_OUTPUTS
-from .loop import Progress, Recipe, digest, fit
+from .loop import Progress, Recipe, fit
 from .pool import STEPS, Pool
 
 VAE = Recipe(iterations=9000, batch=6, rate=1.5e-3, ema=0.995, decay=0.0)
@@ -34,11 +33,6 @@ ENCODER_OUTPUTS = (*JUDGE_OUTPUTS, len(STEPS))
 """What the image tokens must tell: facts, colours and shapes of all objects, and the step."""
 THUMBNAIL, THUMBNAIL_WEIGHT = 16, 50.0
 """Side in pixels of the small copy of the picture; how much its squared error counts beside the sum of the facts."""
-
-
-def bf16(model: KeyStepModel | ClipModel) -> torch.autocast:
-    """Half precision where the model is; weights and losses stay float32."""
-    return torch.autocast(model.device.type, torch.bfloat16)
 
 
 def edges(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -176,57 +170,6 @@ def train_encoders(model: KeyStepModel, pool: Pool, run: Path, recipe: Recipe = 
         model.skill_transformer.empty_tokens.copy_(model.zero_image_tokens())
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """The pool seen through the frozen encoders.
-
-    latents [P, Z, h, w] and tokens [P, N, C] of the pool's pictures; text [U, L, C], mask [U, L], pooled [U, D] of all
-    texts that occur (number 0 is the empty text); `text_of[i][k]` is the number of instance i's step k; `first[i]` is
-    the row of instance i's initial picture, its key images follow.
-    """
-
-    latents: Tensor
-    tokens: Tensor
-    text: Tensor
-    mask: Tensor
-    pooled: Tensor
-    text_of: list[list[int]]
-    first: list[int]
-    zero: Tensor
-
-
-def _encoded(
-    model: KeyStepModel, pool: Pool, stem: Path, parts: tuple[str, ...], encode: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """What `encode` makes of the pool's pictures, kept under the digest of the `parts` that it uses."""
-    path = stem.with_name(f"{stem.name}-{digest(*(model.parts()[part] for part in parts))}.pt")
-    if not path.exists():
-        parts = []
-        for start in range(0, len(pool.images), 64):
-            with bf16(model):
-                parts.append(encode(from_uint8(pool.images[start : start + 64])).half().cpu())
-        torch.save(torch.cat(parts), path)
-    return torch.load(path, weights_only=True)
-
-
-@torch.no_grad()
-def encode_pool(model: KeyStepModel, pool: Pool, folder: Path, *, with_tokens: bool = True) -> Encoded:
-    """Encode every picture of the pool once; what `folder` has by these weights is read.
-
-    Without tokens: latents alone.
-    """
-    words = [""] + sorted({t for texts in pool.texts for t in texts})
-    number = {t: k for k, t in enumerate(words)}
-    text, mask, pooled = (t.cpu() for t in model.encode_texts(words))
-    latents = _encoded(model, pool, folder / "latents", ("vae",), model.encode_latents)
-    tokens = latents.new_zeros(0)
-    if with_tokens:
-        tokens = _encoded(model, pool, folder / "tokens", ("image_encoder", "resampler"), model.encode_images)
-    first = np.flatnonzero(pool.index == 0).tolist()
-    text_of = [[number[t] for t in texts] for texts in pool.texts]
-    return Encoded(latents, tokens, text, mask, pooled, text_of, first, model.zero_image_tokens().cpu())
-
-
 def train_skill(model: KeyStepModel, data: Encoded, run: Path, recipe: Recipe = SKILL) -> Iterator[Progress]:
     """Next-image-token prediction; the number of steps is drawn uniformly for every batch (METHOD.md)."""
     skill = model.skill_transformer.train()
@@ -250,28 +193,8 @@ def train_skill(model: KeyStepModel, data: Encoded, run: Path, recipe: Recipe = 
             loss = skill.loss(*(t.to(model.device) for t in (tokens, data.text[texts], mask, is_step)))
         return {"loss": loss.float()}
 
-    yield from fit("skill", skill, losses_of, recipe, run)
+    yield from fit("skill", skill, losses_of, recipe, run, seen=data.seen)
     skill.eval()
-
-
-@torch.no_grad()
-def foresee(model: KeyStepModel, data: Encoded) -> Tensor:
-    """Rolled-out tokens [P, N, C] for every key image of the pool; the true ones where nothing is predicted."""
-    foreseen = data.tokens.clone()
-    by_length: dict[int, list[int]] = {}
-    for i, texts in enumerate(data.text_of):
-        by_length.setdefault(len(texts), []).append(i)
-    for steps, members in by_length.items():
-        for start in range(0, len(members), 64):
-            part = members[start : start + 64]
-            numbers = torch.tensor([data.text_of[i] for i in part])
-            rows = torch.tensor([data.first[i] for i in part])
-            with bf16(model):
-                given = data.tokens[rows].float(), data.text[numbers], data.mask[numbers]
-                out = model.skill_transformer.roll_out(*(t.to(model.device) for t in given)).cpu()
-            for k in range(1, steps):
-                foreseen[rows + k] = out[:, k].half()
-    return foreseen
 
 
 def train_backbone(
@@ -319,5 +242,6 @@ def train_backbone(
             got = model.predict((a * clean + s * noise).to(model.device), times.to(model.device), condition)
         return {"velocity": F.mse_loss(got.float(), (a * noise - s * clean).to(model.device))}
 
-    yield from fit(name, unet, losses_of, recipe, run)
+    seen = data.seen if foreseen is None else f"{data.seen} {digest(model.skill_transformer)}"
+    yield from fit(name, unet, losses_of, recipe, run, seen=seen)
     unet.eval()

@@ -18,10 +18,11 @@ from ..tabletop.world import HEADS, KINDS
 from .loop import Progress, Recipe, fit
 from .pool import COLOURED, SHAPED, STEPS, build_pool, colours, facts, shapes, step_class
 
-STATE_OUTPUTS = (*(1 + len(values) for _, _, values in HEADS), *(1 + len(COLOURS) for _ in COLOURED))
-
-
-JUDGE_OUTPUTS = (*STATE_OUTPUTS, *(1 + KINDS[name].shapes for name in SHAPED))
+JUDGE_OUTPUTS = (
+    *(1 + len(values) for _, _, values in HEADS),
+    *(1 + len(COLOURS) for _ in COLOURED),
+    *(1 + KINDS[name].shapes for name in SHAPED),
+)
 """The heads of the state judge: facts, then colours, then shapes."""
 
 
@@ -77,7 +78,7 @@ def train_state_judge(
     run: Path, recipe: Recipe = STATE_RECIPE, device: str = "cpu", instances: int = 7000
 ) -> Iterator[Progress]:
     """Writes `<run>/state_judge.safetensors`."""
-    pool = build_pool(run / "judge", "judge", range(instances), every_skill=True)
+    pool = build_pool(run / "judge", ("judge",), range(instances), every_skill=True)
     labels = torch.from_numpy(np.concatenate([pool.facts, pool.colours, pool.shapes], 1)).long()
 
     def batch(generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -89,6 +90,11 @@ def train_state_judge(
     yield from _fit("state_judge", judge, batch, recipe, run, torch.device(device))
 
 
+def action_frames(film: np.ndarray) -> np.ndarray:
+    """What an action judge looks at: the frames CLIP_FRAMES of a film [F, S, S, 3] as channels [S, S, 12]."""
+    return np.concatenate(list(film[list(CLIP_FRAMES)]), -1)
+
+
 def clip_frames(pool_folder: Path, instances: int) -> tuple[np.ndarray, np.ndarray]:
     """The frames CLIP_FRAMES of every clip of these instances, uint8 [N, 128, 128, 12], and their step classes [N]."""
     path = pool_folder / f"frames-{instances}.npz"
@@ -98,8 +104,7 @@ def clip_frames(pool_folder: Path, instances: int) -> tuple[np.ndarray, np.ndarr
         for seed in range(instances):
             instance = make("judge-clips", seed, SKILLS)
             for k, step in enumerate(instance.run.steps):
-                film = instance.film(k)[list(CLIP_FRAMES)]
-                frames.append(np.concatenate(list(film), -1))
+                frames.append(action_frames(instance.film(k)))
                 classes.append(step_class(step))
         np.savez(path, frames=np.stack(frames), classes=np.array(classes, np.int64))
     data = np.load(path)
@@ -142,9 +147,9 @@ def own_accuracy(
     """What the judges reach on true renders of instances never trained on (both splits of the benchmark).
 
     `state`: share of first frames with every fact of the skill's objects right; `fact`: share of these facts;
-    `look`: of their colours and shapes; `action`: share of clips.
+    `look`: of their colours and shapes; `end_state`: as `state`, of last frames; `action`: share of clips.
     """
-    exact, fact_hits, look_hits, action_hits = [], [], [], []
+    exact, fact_hits, look_hits, end_exact, action_hits = [], [], [], [], []
     for split in ("seen", "unseen"):
         for seed in range(first_seed, first_seed + instances):
             instance = make(split, seed)
@@ -156,7 +161,9 @@ def own_accuracy(
                 exact.append(bool(hits[of_facts].all()))
                 fact_hits += hits[of_facts].tolist()
                 look_hits += hits[of_looks & (true > 0)].tolist()
-                stacked = np.concatenate(list(film[list(CLIP_FRAMES)]), -1)[None]
-                action_hits.append(int(action_judge.read(to_pictures(stacked))[0, 0]) == step_class(step))
-    figures = {"state": exact, "fact": fact_hits, "look": look_hits, "action": action_hits}
+                end = state_judge.read(to_pictures(film[-1:]))[0] == true_labels(instance, k, after=True)
+                end_exact.append(bool(end[of_facts].all()))
+                action = int(action_judge.read(to_pictures(action_frames(film)[None]))[0, 0])
+                action_hits.append(action == step_class(step))
+    figures = {"state": exact, "fact": fact_hits, "look": look_hits, "end_state": end_exact, "action": action_hits}
     return {name: float(np.mean(hits)) for name, hits in figures.items()}

@@ -6,17 +6,18 @@ had not been.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from ..errors import KSGenError
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,14 @@ def fit(
     *,
     report: int = 50,
     keep: int = 250,
+    seen: str = "",
 ) -> Iterator[Progress]:
     """Train `model` in place; yields a `Progress` every `report` iterations, keeps a checkpoint every `keep`.
 
     `losses_of(iteration, generator)` gives named losses; their sum is minimised. State lies in `<run>/<name>.state`,
     the log in `<run>/<name>.log.jsonl`. At the end the moving average, if any, is what the model holds. A finished
-    training is not done again: the model is loaded from its state.
+    training is not done again: the model is loaded from its state. `seen` stands for what it is trained on, e.g. the
+    digest of the models before it. Raises `KSGenError` if the state is that of another training.
     """
     run.mkdir(parents=True, exist_ok=True)
     path = run / f"{name}.state"
@@ -83,6 +86,11 @@ def fit(
     start = 0
     if path.exists():
         state = torch.load(path, weights_only=True, map_location="cpu")
+        if (got := state["of"]) != (wanted := _of(recipe, seen)) or state["iteration"] > recipe.iterations:
+            raise KSGenError(
+                f"{path} is of another training (iteration {state['iteration']} of {got}, wanted {recipe.iterations} "
+                f"of {wanted}). Delete it to train {name} anew."
+            )
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         for key, value in state["average"].items():
@@ -113,19 +121,14 @@ def fit(
             yield progress
             sums, clock = {}, time.monotonic()
         if done % keep == 0 or done == recipe.iterations:
-            _save(path, model, optimiser, average, done)
+            _save(path, model, optimiser, average, done, _of(recipe, seen))
     if average:
         model.load_state_dict(average)
 
 
-def digest(*models: nn.Module) -> str:
-    """Twelve hexadecimal digits that stand for these models' weights."""
-    found = hashlib.sha256()
-    for model in models:
-        for key, value in sorted(model.state_dict().items()):
-            found.update(key.encode())
-            found.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()[:12]
+def _of(recipe: Recipe, seen: str) -> str:
+    """What a state must agree in with the training that goes on from it: all but the number of iterations."""
+    return f"{replace(recipe, iterations=1)} {seen}".strip()
 
 
 @torch.no_grad()
@@ -138,7 +141,7 @@ def _follow(average: dict[str, Tensor], model: nn.Module, decay: float) -> None:
 
 
 def _save(
-    path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, average: dict[str, Tensor], iteration: int
+    path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, average: dict[str, Tensor], iteration: int, of: str
 ) -> None:
     temporary = path.with_suffix(".tmp")
     state = {
@@ -146,6 +149,7 @@ def _save(
         "optimiser": optimiser.state_dict(),
         "average": average,
         "iteration": iteration,
+        "of": of,
     }
     torch.save(state, temporary)
     os.replace(temporary, path)

@@ -22,6 +22,8 @@ from ..tabletop.scene import COLOURS
 from ..tabletop.skills import SKILLS, Step
 from ..tabletop.world import HEADS, KINDS
 
+TRAIN_SPLITS, TRAIN_INSTANCES = ("train", "mixed"), 6000
+"""What everything but the judges is trained on: so many instances of each split, their number being the seed."""
 COLOURED = tuple(kind.name for kind in KINDS.values() if kind.coloured)
 SHAPED = tuple(kind.name for kind in KINDS.values() if kind.shapes > 1)
 STEPS: tuple[tuple[str, str, str], ...] = tuple(
@@ -118,13 +120,15 @@ def _render(task: tuple[str, int, bool]) -> tuple[list, list[str], str]:
     return rows, list(instance.run.texts), instance.run.goal
 
 
-def build_pool(folder: Path, split: str, seeds: Sequence[int], *, every_skill: bool = False, workers: int = 2) -> Pool:
-    """Render the instances with these seeds into `folder`, unless they are there already."""
-    stamp = {"split": split, "first": seeds[0], "count": len(seeds), "every_skill": every_skill}
+def build_pool(
+    folder: Path, splits: Sequence[str], seeds: Sequence[int], *, every_skill: bool = False, workers: int = 2
+) -> Pool:
+    """Render the instances of each split with these seeds into `folder`, unless they are there already."""
+    stamp = {"splits": list(splits), "first": seeds[0], "count": len(seeds), "every_skill": every_skill}
     if (folder / "stamp.json").exists() and json.loads((folder / "stamp.json").read_text()) == stamp:
         return Pool.open(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tasks = [(split, seed, every_skill) for seed in seeds]
+    tasks = [(split, seed, every_skill) for split in splits for seed in seeds]
     images, rows, texts, goals, ids = [], [], [], [], []
     with get_context("spawn").Pool(workers) as processes:
         for number, (found, words, goal) in enumerate(processes.imap(_render, tasks, chunksize=16)):

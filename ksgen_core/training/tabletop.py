@@ -18,15 +18,14 @@ from ..clips.wan_diffusers import ClipModel
 from ..errors import KSGenError
 from ..keysteps.sdxl_diffusers import KeyStepModel
 from ..tabletop.skills import all_texts
-from . import clip_stages, image_stages, judges
+from . import clip_stages, encoded, image_stages, judges
 from .loop import Progress, Recipe
 from .pack import pack
-from .pool import build_pool
+from .pool import TRAIN_INSTANCES, TRAIN_SPLITS, build_pool
 from .sdxl_folder import MINI, new_sdxl_folder
 from .wan_folder import MINI as WAN_MINI
 from .wan_folder import new_wan_folder
 
-TRAIN_INSTANCES = 9000
 PARTS = ("vae", "texts", "backbone", "encoders", "skill", "adapter", "clip_vae", "clips", "state_judge", "action_judge")
 """In this order; vae and encoders, and everything of the clips, do not depend on each other."""
 HOLDS = {
@@ -102,7 +101,7 @@ def train_part(
     if part == "action_judge":
         yield from judges.train_action_judge(run, recipe or judges.ACTION_RECIPE, device)
         return
-    pool = build_pool(run / "train", "train", range(TRAIN_INSTANCES))
+    pool = build_pool(run / "train", TRAIN_SPLITS, range(TRAIN_INSTANCES))
     if part in ("clip_vae", "clips"):
         model = _clip_model(run, device)
         if part == "clip_vae":
@@ -123,18 +122,18 @@ def train_part(
         yield from image_stages.train_texts(model, run, recipe or image_stages.TEXTS)
     elif part == "backbone":
         _take(model, run, "vae", "texts")
-        data = image_stages.encode_pool(model, pool, run, with_tokens=False)
+        data = encoded.encode_pool(model, pool, run, with_tokens=False)
         yield from image_stages.train_backbone(model, pool, data, None, run, recipe)
     else:
         _take(model, run, "vae", "texts", "encoders")
         with torch.no_grad():
             model.skill_transformer.empty_tokens.copy_(model.zero_image_tokens())
-        data = image_stages.encode_pool(model, pool, run)
+        data = encoded.encode_pool(model, pool, run)
         if part == "skill":
             yield from image_stages.train_skill(model, data, run, recipe or image_stages.SKILL)
         else:
             _take(model, run, "skill", "backbone")
-            foreseen = image_stages.foresee(model, data)
+            foreseen = encoded.foresee(model, data)
             yield from image_stages.train_backbone(model, pool, data, foreseen, run, recipe)
     _keep(model, run, part)
 

@@ -1,0 +1,47 @@
+"""Skills put together from pieces of trained ones, so that what is trained does not know its skills by heart.
+
+Two steps that only an unseen skill has together never meet in a mixture: what `unseen` asks for stays untrained.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+from random import Random
+
+from .skills import SKILLS, Skill, Step
+
+MOST_STEPS = 7
+TRAINED = tuple(skill for skill in SKILLS if not skill.unseen)
+
+
+def _pairs(skills: tuple[Skill, ...]) -> set[frozenset]:
+    """The pairs of steps that one of these skills has together."""
+    return {frozenset(_key(step) for step in pair) for skill in skills for pair in combinations(skill.steps, 2)}
+
+
+def _key(step: Step) -> tuple:
+    # By effect as well: butter and jam are both spread with a knife on bread.
+    return step.action, step.obj, step.target, step.effects
+
+
+HELD_OUT = _pairs(tuple(skill for skill in SKILLS if skill.unseen)) - _pairs(TRAINED)
+"""Pairs of steps that are the business of the split `unseen` alone."""
+
+
+def mixture(random: Random) -> Skill:
+    """Two or three trained skills at once, or beginnings of them: each in its own order, their steps in turn."""
+    while True:
+        parts = random.sample(TRAINED, random.choice((2, 2, 3)))
+        pieces = [list(skill.steps[: random.randint(1, len(skill.steps))]) for skill in parts]
+        steps = [step for piece in pieces for step in piece]
+        names = [name for skill in parts for name in skill.cast]
+        pairs = (frozenset((_key(a), _key(b))) for a, b in combinations(steps, 2))
+        if len(names) == len(set(names)) and len(steps) <= MOST_STEPS and not any(pair in HELD_OUT for pair in pairs):
+            break
+    order = random.sample([k for k, piece in enumerate(pieces) for _ in piece], len(steps))
+    return Skill(
+        " + ".join(skill.name for skill in parts),
+        (" and ".join(random.choice(skill.goals) for skill in parts),),
+        tuple(pieces[k].pop(0) for k in order),
+        tuple(fact for skill in parts for fact in skill.start if any(fact[0] == s.target for s in steps)),
+    )
