@@ -77,6 +77,8 @@ def _keep(model: KeyStepModel | ClipModel, run: Path, part: str) -> None:
 
 def pack_models(run: Path, folder: Path) -> None:
     """What is trained so far, as a models folder. A part not trained yet is all zeros, which weigh nothing in git."""
+    if folder.resolve() == (run / "models").resolve():
+        raise KSGenError(f"{folder} is where the training begins from. Pack into another folder.")
     models = []
     for model, order in ((_key_step_model(run), IMAGE_PARTS), (_clip_model(run), CLIP_PARTS)):
         done = [part for part in order if (run / f"{part}.safetensors").exists()]
@@ -91,10 +93,8 @@ def pack_models(run: Path, folder: Path) -> None:
     pack(*models, folder)
 
 
-def train_part(
-    part: str, run: Path, recipe: Recipe | None = None, device: str = "cpu", *, compiled: bool = False
-) -> Iterator[Progress]:
-    """Train one part in `run`; earlier parts must be there. `compiled`: the UNet through torch.compile."""
+def train_part(part: str, run: Path, recipe: Recipe | None = None, device: str = "cpu") -> Iterator[Progress]:
+    """Train one part in `run`; earlier parts must be there."""
     if part == "state_judge":
         yield from judges.train_state_judge(run, recipe or judges.STATE_RECIPE, device)
         return
@@ -112,8 +112,6 @@ def train_part(
         _keep(model, run, part)
         return
     model = _key_step_model(run, device)
-    if compiled and "unet" in HOLDS[part]:
-        model.pipe.unet.compile()
     if part == "vae":
         yield from image_stages.train_vae(model, pool, run, recipe or image_stages.VAE)
     elif part == "encoders":
@@ -144,9 +142,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS), help="train these parts only")
     parser.add_argument("--pack", type=Path, help="only write what is trained so far as a models folder")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
-    parser.add_argument(
-        "--compile", action="store_true", help="compile the UNet: minutes once, then 1.6 times as fast on processors"
-    )
     parser.add_argument("--threads", type=int, default=0, help="processor threads (0: torch decides)")
     arguments = parser.parse_args(argv)
     if arguments.threads:
@@ -155,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
         pack_models(arguments.run, arguments.pack)
         return 0
     for part in arguments.only:
-        for progress in train_part(part, arguments.run, device=arguments.device, compiled=arguments.compile):
+        for progress in train_part(part, arguments.run, device=arguments.device):
             print(progress, flush=True)
     return 0
 
