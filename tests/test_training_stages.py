@@ -192,3 +192,15 @@ def test_parts_are_trained_kept_and_packed_by_name(tmp_path, monkeypatch):
     name = "conv_out.weight"
     torch.testing.assert_close(state[name], trained[f"unet/{name}"], atol=1e-3, rtol=1e-3)
     assert not packed.skill_transformer.to_tokens.weight.any()
+
+
+def test_a_run_starts_from_packed_models_and_trains_on(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(tabletop, "TRAIN_INSTANCES", 2)
+    tabletop.start_from(tmp_path, run["folder"] / "models")
+    given = build.open_folder(run["folder"] / "models").key_steps().pipe.unet.state_dict()
+    # So small a step that what it starts from is still to be seen.
+    list(tabletop.train_part("adapter", tmp_path, dataclasses.replace(SHORT, rate=1e-6)))
+    for key, value in load_file(tmp_path / "adapter.safetensors").items():
+        torch.testing.assert_close(value, given[key.removeprefix("unet/")].float(), atol=1e-4, rtol=0)
+    with pytest.raises(KSGenError, match="begun"):
+        tabletop.start_from(tmp_path, run["folder"] / "models")

@@ -7,6 +7,7 @@ by two processes at once (`--only`).
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,6 +76,21 @@ def _keep(model: KeyStepModel | ClipModel, run: Path, part: str) -> None:
     save_file({key: value.contiguous().clone() for key, value in states.items()}, run / f"{part}.safetensors")
 
 
+def start_from(run: Path, models: Path) -> None:
+    """Begin a run with the weights of a models folder: every part counts as trained, and trains on from there.
+
+    Raises `KSGenError` if the run has begun already.
+    """
+    if (run / "models").exists():
+        raise KSGenError(f"The run {run} has begun already. Choose an empty folder to start from {models}.")
+    run.mkdir(parents=True, exist_ok=True)
+    for stage, parts in (("keysteps", IMAGE_PARTS), ("clips", CLIP_PARTS)):
+        shutil.copytree(models / stage, run / "models" / stage)
+        model = _key_step_model(run) if stage == "keysteps" else _clip_model(run)
+        for part in parts:
+            _keep(model, run, part)
+
+
 def pack_models(run: Path, folder: Path) -> None:
     """What is trained so far, as a models folder. A part not trained yet is all zeros, which weigh nothing in git."""
     if folder.resolve() == (run / "models").resolve():
@@ -140,12 +156,15 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="ksgen train tabletop", description=__doc__)
     parser.add_argument("--run", type=Path, default=Path("runs/tabletop"), help="where data, checkpoints and logs lie")
     parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS), help="train these parts only")
+    parser.add_argument("--start", type=Path, help="begin a new run with the weights of this models folder")
     parser.add_argument("--pack", type=Path, help="only write what is trained so far as a models folder")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
     parser.add_argument("--threads", type=int, default=0, help="processor threads (0: torch decides)")
     arguments = parser.parse_args(argv)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    if arguments.start:
+        start_from(arguments.run, arguments.start)
     if arguments.pack:
         pack_models(arguments.run, arguments.pack)
         return 0
