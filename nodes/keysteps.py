@@ -48,7 +48,7 @@ class KSGenDrawKeySteps(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "guidance",
-                    default=2.0,
+                    default=3.5,
                     min=1.0,
                     max=30.0,
                     step=0.1,

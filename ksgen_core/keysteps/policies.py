@@ -28,7 +28,7 @@ class DrawSettings:
 
     policy: str = "skill_transformer"
     updates: int = 20
-    guidance: float = 2.0
+    guidance: float = 3.5
     batch: int = 1
 
     def __post_init__(self) -> None:

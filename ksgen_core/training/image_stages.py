@@ -27,7 +27,7 @@ ENCODERS = Recipe(iterations=4000, batch=40, rate=1.2e-3, warm_up=200, decay=0.0
 TEXTS = Recipe(iterations=400, batch=32, rate=1e-3, warm_up=50, decay=0.05)
 SKILL = Recipe(iterations=2000, batch=32, rate=8e-4, warm_up=150, decay=0.05, ema=0.99, clip=0.25)
 BACKBONE = Recipe(iterations=3000, batch=32, rate=8e-4, warm_up=200, decay=0.01, ema=0.995)
-ADAPTER = Recipe(iterations=6000, batch=32, rate=5e-4, warm_up=100, decay=0.01, ema=0.998)
+ADAPTER = Recipe(iterations=8000, batch=32, rate=8e-4, warm_up=150, decay=0.01, ema=0.998)
 
 ENCODER_OUTPUTS = (*JUDGE_OUTPUTS, len(STEPS))
 """What the image tokens must tell: facts, colours and shapes of all objects, and the step."""

@@ -70,7 +70,7 @@ def _fit(
     judge.save(run / f"{name}.safetensors")
 
 
-STATE_RECIPE = Recipe(iterations=3500, batch=48, rate=2e-3, decay=0.02, clip=10.0)
+STATE_RECIPE = Recipe(iterations=5500, batch=48, rate=2e-3, decay=0.02, clip=10.0)
 ACTION_RECIPE = Recipe(iterations=1200, batch=48, rate=2e-3, decay=0.02, clip=10.0)
 
 
