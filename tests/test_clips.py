@@ -122,7 +122,7 @@ def test_frame_by_frame_layers_give_the_same_numbers_and_gradients(model):
             gradients = {name: p.grad for name, p in vae.named_parameters() if p.grad is not None}
             results.append((latents, decoded, gradients))
         one, other = results
-        torch.testing.assert_close(other[:2], one[:2], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(other[:2], one[:2], atol=3e-5, rtol=1e-4)
         assert one[2].keys() == other[2].keys()
         for name, gradient in one[2].items():
             torch.testing.assert_close(
