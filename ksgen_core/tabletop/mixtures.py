@@ -5,6 +5,7 @@ Two steps that only an unseen skill has together never meet in a mixture: what `
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from random import Random
 
@@ -14,9 +15,9 @@ MOST_STEPS = 7
 TRAINED = tuple(skill for skill in SKILLS if not skill.unseen)
 
 
-def _pairs(skills: tuple[Skill, ...]) -> set[frozenset]:
-    """The pairs of steps that one of these skills has together."""
-    return {frozenset(_key(step) for step in pair) for skill in skills for pair in combinations(skill.steps, 2)}
+def _pairs(programs: Iterable[Sequence[Step]]) -> set[frozenset]:
+    """The pairs of steps that one of these programs has together."""
+    return {frozenset(_key(step) for step in pair) for steps in programs for pair in combinations(steps, 2)}
 
 
 def _key(step: Step) -> tuple:
@@ -24,7 +25,7 @@ def _key(step: Step) -> tuple:
     return step.action, step.obj, step.target, step.effects
 
 
-HELD_OUT = _pairs(tuple(skill for skill in SKILLS if skill.unseen)) - _pairs(TRAINED)
+HELD_OUT = _pairs(skill.steps for skill in SKILLS if skill.unseen) - _pairs(skill.steps for skill in TRAINED)
 """Pairs of steps that are the business of the split `unseen` alone."""
 
 
@@ -35,8 +36,7 @@ def mixture(random: Random) -> Skill:
         pieces = [list(skill.steps[: random.randint(1, len(skill.steps))]) for skill in parts]
         steps = [step for piece in pieces for step in piece]
         names = [name for skill in parts for name in skill.cast]
-        pairs = (frozenset((_key(a), _key(b))) for a, b in combinations(steps, 2))
-        if len(names) == len(set(names)) and len(steps) <= MOST_STEPS and not any(pair in HELD_OUT for pair in pairs):
+        if len(names) == len(set(names)) and len(steps) <= MOST_STEPS and not _pairs([steps]) & HELD_OUT:
             break
     order = random.sample([k for k, piece in enumerate(pieces) for _ in piece], len(steps))
     return Skill(

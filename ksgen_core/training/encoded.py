@@ -40,7 +40,6 @@ def digest(*models: nn.Module) -> str:
 def kept(path: Path, make: Callable[[], Any]) -> Any:
     """What `make` gives, from `path` if it is there. The path must name all that it depends on."""
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         made = make()
         write_atomically(path, lambda temporary: torch.save(made, temporary))
     return torch.load(path, weights_only=True)

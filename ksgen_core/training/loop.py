@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..checkpoints import write_atomically
 from ..errors import KSGenError
 
 
@@ -147,7 +147,6 @@ def _follow(average: dict[str, Tensor], model: nn.Module, decay: float) -> None:
 def _save(
     path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, average: dict[str, Tensor], iteration: int, of: str
 ) -> None:
-    temporary = path.with_suffix(".tmp")
     state = {
         "model": model.state_dict(),
         "optimiser": optimiser.state_dict(),
@@ -155,5 +154,4 @@ def _save(
         "iteration": iteration,
         "of": of,
     }
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+    write_atomically(path, lambda temporary: torch.save(state, temporary))
