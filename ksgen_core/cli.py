@@ -10,9 +10,11 @@ import hashlib
 import importlib.util
 import json
 import os
+import signal
 import sys
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack, closing
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,8 @@ from .errors import KSGenError
 from .keysteps.policies import POLICIES
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     import torch
 
     from .pipeline import Event, Planner
@@ -178,13 +182,46 @@ def _make(
         made=resumed.made() if resumed else None,
     )
     try:
-        with closing(events):
-            show(storyboard.keep(events, args.out, settings, resumed))
+        with closing(events), closing(storyboard.keep(events, args.out, settings, resumed)) as kept:
+            show(_until_ctrl_c(kept))
     except KeyboardInterrupt:
         print(f"\nksgen: stopped. What is made lies in {args.out}; go on with --resume.", file=sys.stderr)
         return 130
     print(f"{Path(args.out) / storyboard.SHEET}\n{Path(args.out) / storyboard.FILM}")
     return 0
+
+
+def _until_ctrl_c(events: Iterable[Event]) -> Iterator[Event]:
+    """The events; after Ctrl-C none follows and `KeyboardInterrupt` is raised. Pressed again, it stops at once.
+
+    An interrupt at any place would be dropped by Python, with a traceback, wherever it fell into a finaliser.
+    """
+    with _ctrl_c_noted() as pressed:
+        for event in events:
+            yield event
+            if pressed.is_set():
+                raise KeyboardInterrupt
+
+
+@contextmanager
+def _ctrl_c_noted() -> Iterator[threading.Event]:
+    """The event that the first Ctrl-C sets. Elsewhere than in the main thread Python hears no signals."""
+    pressed = threading.Event()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if pressed.is_set():
+            signal.default_int_handler(number, frame)
+        pressed.set()
+        print("\nksgen: stopping after this update; Ctrl-C again stops at once.", file=sys.stderr)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield pressed
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def show(events: Iterable[Event]) -> None:

@@ -14,7 +14,7 @@ moment leaves a folder that can be resumed.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -167,7 +167,7 @@ def keep(
     folder: str | Path,
     settings: Mapping[str, Any] | None = None,
     resumed: StoryboardFolder | None = None,
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """Pass on the events of a run and write what they bring the moment they bring it, at last sheet and film.
 
     A clip is passed on as its file holds it. Without `resumed` a new run begins in `folder` once the plan is known.
