@@ -57,6 +57,10 @@ def run(tmp_path_factory):
     foreseen = encoded.foresee(model, data)
     train("adapter", image_stages.train_backbone(model, pool, data, foreseen, run, SHORT), images)
     train("clip_vae", clip_stages.train_clip_vae(clips, pool, run, dataclasses.replace(SHORT, iterations=4)), films)
+    film = torch.rand(1, 5, 32, 32, 3)
+    before = clips.encode_frames(film)
+    train("clip_decoder", clip_stages.train_clip_decoder(clips, pool, run, SHORT), films)
+    changed["latents of clip_decoder"] = set() if clips.encode_frames(film).equal(before) else {"latents"}
     train("clips", clip_stages.train_clips(clips, run, SHORT, shards=1, shard_size=2), films)
     pack(model, clips, run / "models")
     return {"folder": run, "model": model, "pool": pool, "data": data, "foreseen": foreseen, "changed": changed}
@@ -72,6 +76,8 @@ def test_each_stage_trains_its_own_parts_alone(run):
         "skill": {"skill_transformer"},
         "adapter": {"unet"},
         "clip_vae": {"vae"},
+        "clip_decoder": {"vae"},
+        "latents of clip_decoder": set(),
         "clips": {"transformer", "text_encoder"},
     }
 

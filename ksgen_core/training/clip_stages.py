@@ -24,9 +24,12 @@ from .loop import Progress, Recipe, fit
 from .pool import TRAIN_INSTANCES, Pool
 
 CLIP_VAE = Recipe(iterations=16000, batch=6, rate=1.5e-3, ema=0.995, decay=0.0)
+CLIP_DECODER = Recipe(iterations=4000, batch=6, rate=8e-4, ema=0.995, decay=0.0)
 CLIPS = Recipe(iterations=4000, batch=8, rate=6e-4, warm_up=200, ema=0.998)
 FILMS = 3
 """Pieces of films in a batch; the recipe's own `batch` counts single frames."""
+NOISE = 0.05
+"""How much noise the decoder learns to bear, in deviations of the latents: a transformer's latents are never exact."""
 SHARD = 200
 """Instances whose clips are encoded into one file."""
 SHARDS = 5
@@ -48,18 +51,12 @@ def train_clip_vae(
     vae = model.pipe.vae.train()
 
     def losses_of(iteration: int, generator: torch.Generator) -> dict[str, Tensor]:
-        if iteration % 3:
-            seed = int(torch.randint(1 << 31, (), generator=generator))
-            true = _film_crops(seed, FILMS, crop // 2)
-        else:
-            true = pool.crops(recipe.batch, crop, generator)[:, None]
-        true = true.to(model.device).movedim(-1, 1) * 2 - 1
+        true = _pictures_or_films(iteration, pool, recipe.batch, crop, generator).to(model.device)
         with bf16(model):
             mean = vae.encode(true).latent_dist.mode()
             noise = torch.randn(mean.shape, generator=generator).to(model.device)
-            got = vae.decode(mean + 0.05 * mean.detach().std() * noise).sample
-        flat = [x.float().movedim(2, 1).flatten(0, 1) for x in (got, true)]
-        return {"reconstruction": reconstruction(*flat), "prior": 1e-5 * mean.float().square().mean()}
+            got = vae.decode(mean + NOISE * mean.detach().std() * noise).sample
+        return {"reconstruction": _reconstruction(got, true), "prior": 1e-5 * mean.float().square().mean()}
 
     yield from fit("clip_vae", vae, losses_of, recipe, run)
     vae.eval()
@@ -69,6 +66,43 @@ def train_clip_vae(
             [vae.encode(film.to(model.device).movedim(-1, 1) * 2 - 1).latent_dist.mode() for film in films]
         )
     fold_latent_statistics(vae, latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4)))
+
+
+def train_clip_decoder(
+    model: ClipModel, pool: Pool, run: Path, recipe: Recipe = CLIP_DECODER, crop: int = 64
+) -> Iterator[Progress]:
+    """The video VAE's decoder alone, further: latents stay as they are, and so does all that is trained on them."""
+    vae = model.pipe.vae.requires_grad_(False).eval()
+    for part in (vae.decoder, vae.post_quant_conv):
+        part.train().requires_grad_(True)
+
+    def losses_of(iteration: int, generator: torch.Generator) -> dict[str, Tensor]:
+        true = _pictures_or_films(iteration, pool, recipe.batch, crop, generator).to(model.device)
+        with bf16(model):
+            with torch.no_grad():
+                latents = vae.encode(true).latent_dist.mode()
+            noise = torch.randn(latents.shape, generator=generator).to(model.device)
+            got = vae.decode(latents + NOISE * vae_deviation * noise).sample
+        return {"reconstruction": _reconstruction(got, true)}
+
+    vae_deviation = torch.tensor(vae.config.latents_std, device=model.device)[:, None, None, None]
+    yield from fit("clip_decoder", vae, losses_of, recipe, run, seen=digest(vae.encoder, vae.quant_conv))
+    vae.eval()
+
+
+def _pictures_or_films(iteration: int, pool: Pool, batch: int, crop: int, generator: torch.Generator) -> Tensor:
+    """Two times of three pieces of films, else of single pictures: [B, 3, F, c, c] in -1..1."""
+    if iteration % 3:
+        seed = int(torch.randint(1 << 31, (), generator=generator))
+        pieces = _film_crops(seed, FILMS, crop // 2)
+    else:
+        pieces = pool.crops(batch, crop, generator)[:, None]
+    return pieces.movedim(-1, 1) * 2 - 1
+
+
+def _reconstruction(got: Tensor, true: Tensor) -> Tensor:
+    """`reconstruction` of all frames of [B, 3, F, H, W], -1..1."""
+    return reconstruction(*(x.float().movedim(2, 1).flatten(0, 1) for x in (got, true)))
 
 
 def _film_crops(seed: int, count: int, crop: int) -> Tensor:

@@ -23,7 +23,7 @@ from .loop import Progress, Recipe, fit
 from .pool import STEPS, Pool
 
 VAE = Recipe(iterations=9000, batch=6, rate=1.5e-3, ema=0.995, decay=0.0)
-ENCODERS = Recipe(iterations=4000, batch=40, rate=1.2e-3, warm_up=200, decay=0.05)
+ENCODERS = Recipe(iterations=7000, batch=40, rate=1.2e-3, warm_up=200, decay=0.05)
 TEXTS = Recipe(iterations=400, batch=32, rate=1e-3, warm_up=50, decay=0.05)
 SKILL = Recipe(iterations=2000, batch=32, rate=8e-4, warm_up=150, decay=0.05, ema=0.99, clip=0.25)
 BACKBONE = Recipe(iterations=3000, batch=32, rate=8e-4, warm_up=200, decay=0.01, ema=0.995)

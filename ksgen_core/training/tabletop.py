@@ -27,7 +27,11 @@ from .sdxl_folder import MINI, new_sdxl_folder
 from .wan_folder import MINI as WAN_MINI
 from .wan_folder import new_wan_folder
 
-PARTS = ("vae", "texts", "backbone", "encoders", "skill", "adapter", "clip_vae", "clips", "state_judge", "action_judge")
+PARTS = (
+    *("vae", "texts", "backbone", "encoders", "skill", "adapter"),
+    *("clip_vae", "clip_decoder", "clips"),
+    *("state_judge", "action_judge"),
+)
 """In this order; vae and encoders, and everything of the clips, do not depend on each other."""
 HOLDS = {
     "vae": ("vae",),
@@ -37,10 +41,11 @@ HOLDS = {
     "skill": ("skill_transformer",),
     "adapter": ("unet",),
     "clip_vae": ("vae",),
+    "clip_decoder": ("vae",),
     "clips": ("transformer", "text_encoder"),
 }
 """What each part trains, by the names of `parts()`."""
-CLIP_PARTS = ("clip_vae", "clips")
+CLIP_PARTS = ("clip_vae", "clip_decoder", "clips")
 IMAGE_PARTS = tuple(part for part in HOLDS if part not in CLIP_PARTS)
 
 
@@ -118,10 +123,13 @@ def train_part(part: str, run: Path, recipe: Recipe | None = None, device: str =
         yield from judges.train_action_judge(run, recipe or judges.ACTION_RECIPE, device)
         return
     pool = build_pool(run / "train", TRAIN_SPLITS, range(TRAIN_INSTANCES))
-    if part in ("clip_vae", "clips"):
+    if part in CLIP_PARTS:
         model = _clip_model(run, device)
         if part == "clip_vae":
             yield from clip_stages.train_clip_vae(model, pool, run, recipe or clip_stages.CLIP_VAE)
+        elif part == "clip_decoder":
+            _take(model, run, "clip_vae")
+            yield from clip_stages.train_clip_decoder(model, pool, run, recipe or clip_stages.CLIP_DECODER)
         else:
             _take(model, run, "clip_vae")
             yield from clip_stages.train_clips(model, run, recipe or clip_stages.CLIPS)
