@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -102,6 +104,14 @@ def test_a_pickle_is_not_read(folder):
 def test_a_missing_file_is_named(folder, name):
     (folder / name).unlink()
     with pytest.raises(KSGenError, match=f"{name} is missing"):
+        ClipModel.load(folder)
+
+
+def test_a_missing_package_is_named(folder, monkeypatch):
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if not (Path(place) / "accelerate").is_dir()])
+    for name in [name for name in sys.modules if name.split(".")[0] == "accelerate"]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(KSGenError, match="accelerate, which is not installed"):
         ClipModel.load(folder)
 
 

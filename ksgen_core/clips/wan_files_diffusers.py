@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,6 +62,11 @@ def check_kind(pipe, folder: Path) -> None:
 
 def read_folder(folder: Path, dtype: torch.dtype):
     """The folder's `WanImageToVideoPipeline`. Raises `KSGenError` if a part cannot be read or lacks weights."""
+    if importlib.util.find_spec("accelerate") is None:
+        raise KSGenError(
+            "diffusers loads a Wan transformer with the Python package accelerate, which is not installed. Install it "
+            "with the Python that runs this: python -m pip install accelerate"
+        )
     import diffusers
     import transformers
 
