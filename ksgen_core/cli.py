@@ -1,4 +1,4 @@
-"""The command line: `ksgen run`, `ksgen demo`, `ksgen train`, `ksgen bench`.
+"""The command line: `ksgen run`, `ksgen demo`, `ksgen library`, `ksgen train`, `ksgen bench`.
 
 Everything that needs torch is imported inside the command that uses it, so that `--help` answers at once.
 """
@@ -39,8 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and give the exit status: 0 done, 1 an error the user can mend, 130 stopped by Ctrl-C."""
     words = list(sys.argv[1:] if argv is None else argv)
     parser = _parser()
-    # What follows the name of a trainer or a benchmark is its own to read, `--help` included.
+    # What follows `library`, or the name of a trainer or a benchmark, is its own to read, `--help` included.
     own = words[2:] if words[:1] in (["train"], ["bench"]) and len(words) > 1 and words[1][:1] != "-" else []
+    own = words[1:] if words[:1] == ["library"] else own
     args = parser.parse_args(words[: len(words) - len(own)])
     try:
         return args.command(args, own) or 0
@@ -72,6 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", default="out/demo", metavar="DIR", help="default: out/demo; a former demo is replaced")
     _add_common(demo)
 
+    library = commands.add_parser("library", help="import, list, check and search skill libraries", add_help=False)
+    library.set_defaults(command=_library)
     train = commands.add_parser("train", help="train the embedded models from nothing", add_help=False)
     train.set_defaults(command=_train)
     train.add_argument("name", choices=TRAINERS)
@@ -280,6 +283,12 @@ def _device(name: str) -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _library(_args: argparse.Namespace, own: Sequence[str]) -> int:
+    from .cli_library import main as library
+
+    return library(list(own))
 
 
 def _train(_args: argparse.Namespace, own: Sequence[str]) -> int:

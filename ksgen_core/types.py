@@ -79,20 +79,20 @@ class Plan:
     def from_json(cls, data: Any) -> Plan:
         """Read a `ksgen.plan/1` document strictly: a missing, extra or wrongly typed field raises `KSGenError`."""
         required = {"kind": str, "goal": str, "steps": list}
-        document = _check(data, "The plan", required, {"sources": list, "planner": str})
+        document = check_fields(data, "The plan", required, {"sources": list, "planner": str})
         if document["kind"] != PLAN_KIND:
             raise KSGenError(f"The plan's kind is {document['kind']!r}, wanted {PLAN_KIND!r}.")
         steps = []
         for number, item in enumerate(document["steps"], 1):
             optional = {"before": str, "after": str, "seconds": float, "seed": int, "lock": bool}
-            steps.append(KeyStep(**_check(item, f"Step {number} of the plan", {"text": str}, optional)))
+            steps.append(KeyStep(**check_fields(item, f"Step {number} of the plan", {"text": str}, optional)))
         sources = document.get("sources", [])
         if not all(isinstance(source, str) for source in sources):
             raise KSGenError(f"The plan's sources must be a list of strings, got {sources!r}.")
         return cls(document["goal"], tuple(steps), tuple(sources), document.get("planner", "by hand"))
 
 
-def _check(data: Any, what: str, required: Mapping[str, type], optional: Mapping[str, type]) -> dict[str, Any]:
+def check_fields(data: Any, what: str, required: Mapping[str, type], optional: Mapping[str, type]) -> dict[str, Any]:
     """The fields of a JSON object, after a strict look at their names and types."""
     if not isinstance(data, dict):
         raise KSGenError(f"{what} must be a JSON object, got {type(data).__name__}.")
@@ -135,7 +135,7 @@ class Query:
     @classmethod
     def from_json(cls, data: Any, image: torch.Tensor) -> Query:
         """The query of a JSON object and its picture. Raises `KSGenError` for missing or extra fields."""
-        return cls(image, **_check(data, "The query", {"goal": str}, {}))
+        return cls(image, **check_fields(data, "The query", {"goal": str}, {}))
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class Example:
     @classmethod
     def from_json(cls, data: Any) -> Example:
         """Read what `to_json` wrote. Raises `KSGenError` for missing, extra or wrongly typed fields."""
-        fields_ = _check(data, "The example", {"plan": dict, "source": str, "score": float}, {})
+        fields_ = check_fields(data, "The example", {"plan": dict, "source": str, "score": float}, {})
         return cls(Plan.from_json(fields_["plan"]), fields_["source"], fields_["score"])
 
 

@@ -56,7 +56,11 @@ class LexicalRetriever:
 
     def __call__(self, query: Query) -> tuple[Example, ...]:
         """Raises `KSGenError` naming the nearest skills if no plan fits the query's goal."""
-        wanted = set(words_of(query.goal))
+        return self.find(query.goal)
+
+    def find(self, goal: str) -> tuple[Example, ...]:
+        """The examples for a goal, whatever the picture. Raises `KSGenError` as above."""
+        wanted = set(words_of(goal))
         fits = [self._fit(wanted, n) for n in range(len(self.library))]
         scores = [fit * self._score(wanted, words) for fit, words in zip(fits, self._words, strict=True)]
         order = sorted(
@@ -70,7 +74,7 @@ class LexicalRetriever:
             by_words = sorted(distinct.values(), key=lambda n: -self._score(wanted, self._words[n]))
             near = list(dict.fromkeys(self.library[n].goal for n in by_words))[:3]
             raise KSGenError(
-                f"No step found for the goal {query.goal!r}: the library of plans has no such skill, only others like "
+                f"No step found for the goal {goal!r}: the library of plans has no such skill, only others like "
                 f"{', '.join(map(repr, near))}. Reword the goal, or give the steps yourself."
             )
         return tuple(Example(self.library[n], _source(self.library[n], n), scores[n]) for n in fitting[: self.count])
