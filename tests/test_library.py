@@ -211,7 +211,7 @@ def test_numbered_lists_of_markdown_and_plain_text(tmp_path):
         ("Fold a boat", ["fold a sheet"]),
     ]
     path.write_text("1. fold a sheet\n")
-    with pytest.raises(KSGenError, match="without a goal"):
+    with pytest.raises(KSGenError, match="has no goal"):
         list(import_lists(path))
 
 
