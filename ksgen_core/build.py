@@ -7,14 +7,13 @@ diffusers) and, if it has one, `library.jsonl` (one ksgen.plan/1 document a line
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .checkpoints import read_json
+from .checkpoints import read_json, read_json_lines
 from .clips.settings import RenderSettings
 from .errors import KSGenError
 from .keysteps.policies import DrawSettings
@@ -102,19 +101,7 @@ def open_folder(path: str | Path) -> Models:
 @lru_cache(maxsize=4)
 def read_library(path: Path) -> tuple[Plan, ...]:
     """Read a file with one ksgen.plan/1 document a line. Raises `KSGenError` naming file and line."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise KSGenError(f"The library of plans {path} cannot be read ({error.strerror}).") from error
-    plans = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            plans.append(Plan.from_json(json.loads(line)))
-        except (KSGenError, ValueError) as error:
-            raise KSGenError(f"{path}, line {number}: {error}") from error
-    return tuple(plans)
+    return tuple(read_json_lines(path, "The library of plans", Plan.from_json, "{path}, line {number}"))
 
 
 def planner(models: Models) -> tuple[Retriever, Planner]:

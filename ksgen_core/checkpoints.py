@@ -10,14 +10,16 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import KSGenError
 
 if TYPE_CHECKING:
     import torch
+
+Parsed = TypeVar("Parsed")
 
 
 def save_weights(
@@ -168,6 +170,25 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise KSGenError(f"{path} must hold a JSON object, got {type(data).__name__}. Get that file again.")
     return data
+
+
+def read_json_lines(path: Path, what: str, parse: Callable[[Any], Parsed], broken: str) -> Iterator[Parsed]:
+    """What `parse` makes of each line of a JSON Lines file; blank lines count but say nothing.
+
+    Raises `KSGenError` if the file cannot be read, calling it `what`, or for a line, beginning with `broken`, a text
+    with places for {path} and {number}.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise KSGenError(f"{what} {path} cannot be read ({getattr(error, 'strerror', error)}).") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            yield parse(json.loads(line))
+        except (KSGenError, ValueError) as error:
+            raise KSGenError(f"{broken.format(path=path, number=number)}: {error}") from error
 
 
 def write_json(path: Path, data: object) -> None:

@@ -40,8 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     parser = _parser()
     # What follows `library`, or the name of a trainer or a benchmark, is its own to read, `--help` included.
-    own = words[2:] if words[:1] in (["train"], ["bench"]) and len(words) > 1 and words[1][:1] != "-" else []
-    own = words[1:] if words[:1] == ["library"] else own
+    own = words[1:] if words[:1] == ["library"] else []
+    if words[:1] in (["train"], ["bench"]) and words[1:] and words[1][:1] != "-":
+        own = words[2:]
     args = parser.parse_args(words[: len(words) - len(own)])
     try:
         return args.command(args, own) or 0

@@ -53,11 +53,8 @@ def _coin_videos(data: Any, path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _with_states(label: str, seconds: float, states: Mapping[str, Any] | None) -> SkillStep:
-    length = seconds if 0 < seconds <= 600 else None
-    if not states:
-        return SkillStep(label, seconds=length)
-    before, after = (" ".join(states.get(side) or ()) or None for side in ("before", "after"))
-    return SkillStep(label, before, after, length)
+    before, after = (" ".join((states or {}).get(side) or ()) or None for side in ("before", "after"))
+    return SkillStep(label, before, after, _length(seconds))
 
 
 def _by_key(states: States) -> dict[str, dict[str, Mapping[str, Any]]]:
@@ -171,6 +168,7 @@ def import_egoexo(path: Path) -> Iterator[Skill]:
 
 
 def _length(seconds: float) -> float | None:
+    """The length of a segment, if a step may last so long."""
     return float(seconds) if 0 < seconds <= 600 else None
 
 

@@ -11,12 +11,12 @@ seen, fit to be image prompts. A library may hold several skills with one goal: 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints import write_atomically
+from ..checkpoints import read_json_lines, write_atomically
 from ..errors import KSGenError
 from ..types import PLAN_KIND, KeyStep, Plan, check_fields
 
@@ -106,7 +106,13 @@ def read_library(*places: str | Path) -> tuple[Skill, ...]:
 
     Raises `KSGenError` naming file and line of what cannot be read.
     """
-    return tuple(skill for place in places for path in library_files(place) for skill in _read(path))
+    broken = "Line {number} of {path} is no skill"
+    return tuple(
+        skill
+        for place in places
+        for path in library_files(place)
+        for skill in read_json_lines(path, "The skill library", Skill.from_json, broken)
+    )
 
 
 def library_files(place: str | Path) -> list[Path]:
@@ -116,20 +122,6 @@ def library_files(place: str | Path) -> list[Path]:
     if not found or not found[0].is_file():
         raise KSGenError(f"{path} holds no skill library. Give a {LIBRARY_FILES} file, or a folder with such files.")
     return found
-
-
-def _read(path: Path) -> Iterator[Skill]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise KSGenError(f"The skill library {path} cannot be read: {error}.") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            yield Skill.from_json(json.loads(line))
-        except (json.JSONDecodeError, KSGenError) as error:
-            raise KSGenError(f"Line {number} of {path} is no skill: {error}") from error
 
 
 def write_library(skills: Iterable[Skill], path: str | Path) -> int:

@@ -125,13 +125,13 @@ def train_part(part: str, run: Path, recipe: Recipe | None = None, device: str =
     pool = build_pool(run / "train", TRAIN_SPLITS, range(TRAIN_INSTANCES))
     if part in CLIP_PARTS:
         model = _clip_model(run, device)
+        if part != "clip_vae":
+            _take(model, run, "clip_vae")
         if part == "clip_vae":
             yield from clip_stages.train_clip_vae(model, pool, run, recipe or clip_stages.CLIP_VAE)
         elif part == "clip_decoder":
-            _take(model, run, "clip_vae")
             yield from clip_stages.train_clip_decoder(model, pool, run, recipe or clip_stages.CLIP_DECODER)
         else:
-            _take(model, run, "clip_vae")
             yield from clip_stages.train_clips(model, run, recipe or clip_stages.CLIPS)
         _keep(model, run, part)
         return
