@@ -2,7 +2,8 @@
 
 A models folder is laid out like the embedded one, `mini`: `keysteps/` (an SDXL folder of diffusers with
 `image_encoder/`, `ip_adapter/` and `skill_transformer.safetensors`), `clips/` (a Wan image-to-video folder of
-diffusers) and, if it has one, `library.jsonl` (one ksgen.plan/1 document a line).
+diffusers) and, if it has one, `library.jsonl` (one ksgen.plan/1 document a line). A plain SDXL folder as `keysteps/`
+draws by the policy `text_only`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 MINI = Path(__file__).resolve().parent / "mini"
 STAGE_FILES = {
-    "keysteps": ("model_index.json", "unet/config.json", "vae/config.json", "image_encoder/config.json"),
+    "keysteps": ("model_index.json", "unet/config.json", "vae/config.json"),
     "clips": ("model_index.json", "transformer/config.json", "vae/config.json"),
 }
 """The least that a stage's folder must hold; what else is missing, the stage's own loader names."""

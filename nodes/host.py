@@ -53,14 +53,15 @@ def offer_native_weights(folder: Path) -> None:
     So every clone holds these weights once. A folder that cannot be written is not an error: then only the template
     that uses the host's loaders misses its files.
     """
-    from ..ksgen_core.clips.wan_native import export_native
+    from ..ksgen_core.clips.wan_native import TRANSFORMER_FILE, VAE_FILE, export_native
 
     clips, mark = MINI / "clips", folder / "made_from.txt"
     weights = sorted(clips.glob("*/*.safetensors"))
     state = "\n".join(f"{path.parent.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in weights)
-    if not weights or (mark.is_file() and mark.read_text() == state):
-        return
+    written = (mark, folder / TRANSFORMER_FILE, folder / VAE_FILE)
     try:
+        if not weights or (all(path.is_file() for path in written) and mark.read_text() == state):
+            return
         export_native(clips, folder)
         mark.write_text(state)
     except (KSGenError, OSError) as error:

@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler
 from tiny_clips import FAST, PLAN, TEXTS, clip_model, clips_folder, film, picture, render, weights
 
-from ksgen_core.clips.framewise import make_framewise
+from ksgen_core.clips.framewise import FramewiseConv, make_framewise
 from ksgen_core.clips.wan_diffusers import (
     ClipModel,
     RenderSettings,
@@ -102,6 +102,21 @@ def test_the_condition_is_the_first_frame_and_grey_and_says_which_is_given(model
     assert condition.shape == (1, 20, 2, 4, 4)
     assert condition[:, :4, 0].eq(1).all() and condition[:, :4, 1:].eq(0).all()
     torch.testing.assert_close(condition[:, 4:, 0], model.encode_frames(frames[None, :1])[:, :, 0])
+
+
+def test_the_layers_of_other_devices_give_the_same_numbers():
+    vae = AutoencoderKLWan.from_pretrained(str(clips_folder() / "vae"))
+    make_framewise(vae)
+    layers = [layer for layer in vae.modules() if isinstance(layer, FramewiseConv)]
+    assert len(layers) > 10
+    for layer in layers:
+        x = torch.randn(1, layer.weight.shape[1], 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            torch.testing.assert_close(layer._whole(x, layer.before), layer(x), atol=1e-5, rtol=1e-4)
+            if layer.before:
+                # With frames before it, as a film is coded piece by piece.
+                other = layer._whole(torch.cat([x[:, :, :2], x[:, :, 2:]], 2), layer.before - 2)
+                torch.testing.assert_close(other, layer(x[:, :, 2:], x[:, :, :2]), atol=1e-5, rtol=1e-4)
 
 
 def test_frame_by_frame_layers_give_the_same_numbers_and_gradients(model):

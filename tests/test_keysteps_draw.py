@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny_keysteps import FAST, PLAN, TEXTS, draw, picture, weights
 
+from ksgen_core import build
 from ksgen_core.errors import KSGenError
 from ksgen_core.keysteps.draw import conditions
 from ksgen_core.keysteps.policies import POLICIES, DrawSettings
@@ -247,3 +248,12 @@ def test_the_reference_stands_where_instruct_pix2pix_puts_it(trained, tmp_path):
     pipe.is_cosxl_edit = True
     theirs = stock(pipe, image=image, guidance_scale=1.0, image_guidance_scale=1.0)
     torch.testing.assert_close(ours, theirs, atol=0.51 / 255, rtol=0)
+
+
+def test_a_plain_sdxl_folder_is_wired_and_draws_by_text_alone(plain):
+    models = build.open_folder(plain.parent)
+    image, plan = torch.rand(32, 32, 3), Plan("make tea", tuple(KeyStep(text) for text in TEXTS[:2]))
+    events = build.drawer(models, DrawSettings("text_only", updates=2))(image, plan, [1])
+    assert [event.step for event in events if isinstance(event, KeyImage)] == [1]
+    with pytest.raises(KSGenError, match="text_only"):
+        build.drawer(models, DrawSettings(updates=2))(image, plan, [1])

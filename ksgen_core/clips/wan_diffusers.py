@@ -51,8 +51,7 @@ class ClipModel:
         model = cls(pipe, folder)
         for part in model.parts().values():
             part.to(device).eval()
-        if torch.device(device).type == "cpu":
-            make_framewise(pipe.vae)
+        make_framewise(pipe.vae)
         return model
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:

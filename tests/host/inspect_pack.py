@@ -6,6 +6,7 @@ Arguments: the base folder.
 from __future__ import annotations
 
 import asyncio
+import importlib
 import inspect
 import json
 import logging
@@ -83,7 +84,34 @@ def message_without_diffusers() -> str:
     return ""
 
 
+def cancelled_after(number: int) -> dict:
+    """What `watch` does when the host is told to stop while update `number` of 10 is made."""
+    import comfy.model_management
+
+    host = next(module for name, module in sys.modules.items() if name.endswith("KS-Gen.nodes.host"))
+    pipeline = importlib.import_module("..ksgen_core.pipeline", host.__package__)
+    asked, closed = [], []
+
+    def updates():
+        try:
+            for k in range(1, 11):
+                asked.append(k)
+                if k == number:
+                    nodes.interrupt_processing(True)
+                yield pipeline.Update("draw", (0,), k, 10)
+        finally:
+            closed.append(True)
+
+    try:
+        list(host.watch(updates()))
+        raised = ""
+    except BaseException as error:
+        raised = type(error).__name__
+    return {"asked": asked, "closed": closed, "raised": raised, "flag": comfy.model_management.interrupt_processing}
+
+
 report = {
+    "cancelled": cancelled_after(3),
     "without_diffusers": message_without_diffusers(),
     "loaded": loaded,
     "seconds": seconds,

@@ -44,6 +44,12 @@ def test_without_diffusers_the_user_is_told_what_to_install(pack):
     assert message.startswith("KSGenError") and "diffusers" in message and "requirements.txt" in message
 
 
+def test_no_update_follows_the_one_in_which_the_user_cancels(pack):
+    cancelled = pack["cancelled"]
+    assert cancelled["asked"] == [1, 2, 3] and cancelled["closed"] == [True]
+    assert cancelled["raised"] == "InterruptProcessingException" and cancelled["flag"] is False
+
+
 def test_schema_ids_are_the_parameters_of_execute(pack):
     for node in pack["nodes"]:
         assert list(node["inputs"]) == node["parameters"], node["id"]
