@@ -13,9 +13,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from .pipeline import Event, Planner
+    from .pipeline import Event, Planner, Renderer
     from .types import Example, Plan, Query
 
 TRAINERS = ("tabletop",)
@@ -118,13 +119,11 @@ def _run(args: argparse.Namespace, _own: Sequence[str]) -> int:
 
 
 def _demo(args: argparse.Namespace, _own: Sequence[str]) -> int:
-    from . import build, storyboard
+    from . import build
     from .pixels import read_picture
 
     picture = read_picture(build.MINI / "demo.png")
     goal = json.loads((build.MINI / "demo.json").read_text(encoding="utf-8"))["goal"]
-    if not args.resume and (storyboard.run_settings(args.out) or {}).get("demo"):
-        storyboard.clear(args.out)
     return _make(args, picture, goal, None, None, demo=True)
 
 
@@ -134,9 +133,9 @@ def _make(
     goal: str,
     plan: Plan | None,
     limit: int | None,
-    **also: Any,
+    demo: bool = False,
 ) -> int:
-    """Make the storyboard in the folder `args.out`; what `also` says is kept with the run's settings."""
+    """Make the storyboard in the folder `args.out`; a demo takes the place of a former one."""
     import torch
 
     from . import build, pixels, storyboard
@@ -161,7 +160,7 @@ def _make(
         "models": str(models.folder) if args.models else "embedded",
         "draw": asdict(draw_with),
         "render": asdict(render_with),
-        **also,
+        **({"demo": True} if demo else {}),
     }
 
     resumed = None
@@ -174,17 +173,20 @@ def _make(
     else:
         retrieve, make_plan = _no_examples, _always(plan)
     device, dtype = _device(args.device), getattr(torch, args.dtype)
+    render = build.renderer(models, render_with, device, dtype)
     events = run(
         query,
         retrieve,
         make_plan if limit is None else _at_most(limit, make_plan),
         build.drawer(models, draw_with, device, dtype),
-        build.renderer(models, render_with, device, dtype),
+        render,
         seed=args.seed,
         size=models.picture_size(),
         chain=args.policy == "last_frame",
         made=resumed.made() if resumed else None,
     )
+    if demo and not args.resume and (storyboard.run_settings(args.out) or {}).get("demo"):
+        events = _replacing(args.out, events, render)
     try:
         with closing(events), closing(storyboard.keep(events, args.out, settings, resumed)) as kept:
             show(_until_ctrl_c(kept))
@@ -193,6 +195,24 @@ def _make(
         return 130
     print(f"{Path(args.out) / storyboard.SHEET}\n{Path(args.out) / storyboard.FILM}")
     return 0
+
+
+def _replacing(folder: str, events: Iterator[Event], render: Renderer) -> Generator[Event, None, None]:
+    """The events of a new run; the one that lies in `folder` is cleared away once both models of the new are loaded."""
+    from . import storyboard
+    from .pipeline import KeyImage, Planned
+
+    held, plan = [], None
+    for event in events:
+        held.append(event)
+        if isinstance(event, Planned):
+            plan = event.plan
+        elif plan and isinstance(event, KeyImage) and event.step == 0:
+            render(event.image, plan, 0)  # loads the clip model; nothing is rendered before its events are asked for
+        elif plan:
+            break  # the first event that asked for a model
+    storyboard.clear(folder)
+    yield from chain(held, events)
 
 
 def _until_ctrl_c(events: Iterable[Event]) -> Iterator[Event]:
@@ -280,6 +300,11 @@ def _device(name: str) -> str:
     import torch
 
     if name != "auto":
+        try:
+            torch.empty(0, device=name).cpu()
+        except (RuntimeError, AssertionError, ImportError) as error:  # what torch raises depends on its build
+            reason = str(error).partition("\n")[0]
+            raise KSGenError(f"--device {name!r} cannot be used ({reason}). Choose another one, or auto.") from error
         return name
     if torch.cuda.is_available():
         return "cuda"

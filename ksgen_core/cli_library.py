@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     search.set_defaults(command=_search)
     search.add_argument("goal")
     search.add_argument("places", **given)
-    search.add_argument("--count", type=int, default=5)
+    search.add_argument("--count", type=_count, default=5, metavar="N", help="at most N skills (default: 5)")
     arguments = parser.parse_args(argv)
     return arguments.command(arguments)
 
@@ -85,3 +85,10 @@ def _search(arguments: argparse.Namespace) -> int:
         for number, step in enumerate(example.plan.steps, 1):
             print(f"          {number}. {step.text}")
     return 0
+
+
+def _count(text: str) -> int:
+    """A whole number from 1, for argparse."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number from 1 is wanted, got {text!r}")
+    return int(text)

@@ -39,8 +39,7 @@ def sheet(plan: Plan, images: Sequence[torch.Tensor], clips: Sequence[Clip] | No
         raise ValueError(f"a sheet needs a picture and a clip for each of {len(plan.steps)} steps, got {len(images)}")
     rows = [[image] for image in images]
     for row, clip in zip(rows, clips or (), strict=False):
-        frames = clip.frames
-        row += [frames[len(frames) // 2], frames[-1]]
+        row += _middle_and_end(clip.frames)
 
     count = len(rows)
     if clips:
@@ -83,6 +82,11 @@ def sheet(plan: Plan, images: Sequence[torch.Tensor], clips: Sequence[Clip] | No
                     _arrow(draw, left - GAP // 2, y + head + 2 * GAP + size[1] // 2)
         y = bottom + GAP
     return pixels.from_pil(paper)
+
+
+def _middle_and_end(frames: torch.Tensor) -> list[torch.Tensor]:
+    """Copies of two frames `[H, W, 3]` of a film `[F, H, W, 3]`: a view would keep the whole film in memory."""
+    return [frames[len(frames) // 2].clone(), frames[-1].clone()]
 
 
 def _picture_size(picture: torch.Tensor) -> tuple[int, int]:

@@ -94,16 +94,19 @@ class StoryboardFolder:
 def start(folder: str | Path, plan: Plan, settings: Mapping[str, Any] | None = None) -> StoryboardFolder:
     """Begin a new run in `folder`, which is made if need be.
 
-    `settings`, a JSON object, says how the run is made; `resume` compares it. Raises `KSGenError` if the folder
-    holds a run already or cannot be written.
+    `settings`, a JSON object, says how the run is made; `resume` compares it. A run that had settings but made
+    nothing is replaced. Raises `KSGenError` if the folder holds any other run or cannot be written.
     """
     path = Path(folder)
     if path.exists() and not path.is_dir():
         raise KSGenError(f"{path} is a file. Choose another output folder.")
     if is_storyboard(path):
-        raise KSGenError(
-            f"{path} holds another run already. Choose another folder, delete this one, or continue it with --resume."
-        )
+        if not _has_only_begun(path):
+            raise KSGenError(
+                f"{path} holds another run already. Choose another folder, delete this one, or continue it with "
+                "--resume."
+            )
+        clear(path)
     if settings is not None:
         _write_json(path / RUN, dict(settings))
     _write_json(path / PLAN, plan.to_json())
@@ -113,17 +116,28 @@ def start(folder: str | Path, plan: Plan, settings: Mapping[str, Any] | None = N
 def is_storyboard(folder: str | Path) -> bool:
     """Whether something of a run lies in the folder."""
     path = Path(folder)
-    return any((path / name).exists() for name in (PLAN, SHEET, FILM, "key_images", "clips"))
+    return any((path / name).exists() for name in (PLAN, SHEET, FILM)) or bool(_pictures_and_clips(path))
+
+
+def _has_only_begun(path: Path) -> bool:
+    """Whether a run left its plan and its settings there, but nothing beyond the given picture, key image 1."""
+    ended = any((path / name).exists() for name in (SHEET, FILM))
+    return (path / RUN).is_file() and not ended and set(_pictures_and_clips(path)) <= {path / "key_images" / "01.png"}
+
+
+def _pictures_and_clips(path: Path) -> list[Path]:
+    """The key images and clips that are there, whatever the plan says."""
+    return [*path.glob("key_images/[0-9][0-9].png"), *path.glob("clips/[0-9][0-9].mp4")]
 
 
 def clear(folder: str | Path) -> None:
     """Remove the files of the run in `folder`, and nothing else that lies there."""
     path = Path(folder)
-    place = StoryboardFolder(path, read_plan(path / PLAN))
-    steps = range(len(place.plan.steps))
-    files = [place.key_image_path(k) for k in steps] + [place.clip_path(k) for k in steps]
+    # A process that is killed leaves the temporary file that `write_atomically` was filling.
+    unfinished = [file for inner in (".", "key_images", "clips") for file in (path / inner).glob(".writing-*")]
     try:
-        for file in (*files, path / SHEET, path / FILM, path / RUN, path / PLAN):
+        # The settings go last: as long as they are there, the folder can be cleared again.
+        for file in (*_pictures_and_clips(path), *unfinished, path / SHEET, path / FILM, path / PLAN, path / RUN):
             file.unlink(missing_ok=True)
         for inner in ("key_images", "clips"):
             if (path / inner).is_dir() and not any((path / inner).iterdir()):

@@ -86,19 +86,78 @@ def test_at_most_so_many_steps_and_steps_of_a_file(models, picture, tmp_path, ca
     assert "--goal" in capsys.readouterr().err
 
 
-def test_the_demo_replaces_a_former_demo_and_nothing_else(models, picture, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def demo(models, picture, tmp_path, monkeypatch) -> list[str]:
+    """The command of a short demo in `tmp_path / "demo"`, whose picture and models are the tests' own."""
     shutil.copytree(models, tmp_path / "mini")
     shutil.copy(picture, tmp_path / "mini" / "demo.png")
     (tmp_path / "mini" / "demo.json").write_text(json.dumps({"goal": "make tea"}), encoding="utf-8")
     monkeypatch.setattr(build, "MINI", tmp_path / "mini")
-    out = tmp_path / "out" / "demo"
-    demo = ["demo", "--out", str(out), "--policy", "initial", "--clip-updates", "1", "--frames", "5", "--device", "cpu"]
+    few = ("--policy", "initial", "--clip-updates", "1", "--frames", "5", "--device", "cpu")
+    return ["demo", "--out", str(tmp_path / "demo"), *few]
+
+
+def test_the_demo_replaces_a_former_demo_and_nothing_else(demo, tmp_path, capsys):
+    out = tmp_path / "demo"
     assert main(demo) == 0
     before = files(out)
     assert main(demo) == 0 and files(out) == before, "the same again"
     assert main([*demo, "--resume"]) == 0 and files(out) == before, "nothing left to do"
+    assert main([*demo, "--seed", "7"]) == 0 and files(out) != before and files(out).keys() == before.keys()
     (out / "run.json").unlink()
     assert main(demo) == 1 and "another run" in capsys.readouterr().err
+
+
+def test_a_demo_that_cannot_be_made_leaves_the_former_one(demo, models, tmp_path, capsys):
+    assert main(demo) == 0
+    before = files(tmp_path / "demo")
+    broken = []
+    for stage in ("keysteps", "clips"):
+        name = next((models / stage).rglob("*.safetensors")).relative_to(models)
+        broken.append(str(damaged(models, tmp_path / stage, str(name), b"")))
+    for change in (
+        ("--frames", "16"),
+        ("--updates", "0"),
+        ("--seed", "-1"),
+        ("--device", "cuda:99"),
+        *(("--models", folder) for folder in ("nowhere", *broken)),
+    ):
+        capsys.readouterr()
+        assert main([*demo, *change]) == 1
+        assert capsys.readouterr().err.startswith("ksgen: ")
+        assert files(tmp_path / "demo") == before, change
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        ("skill.mp4",),
+        ("*.*", "key_images/*", "clips/0*"),
+        ("plan.json", "skill.mp4", "storyboard.png", "key_images/*", "clips/*"),
+    ],
+    ids=("while it wrote a clip", "all but that is cleared", "before its plan"),
+)
+def test_a_demo_that_was_killed_is_made_again(lost, demo, tmp_path):
+    out = tmp_path / "demo"
+    assert main(demo) == 0
+    before = files(out)
+    (out / "clips" / "02.mp4").rename(out / "clips" / ".writing-x1.mp4")
+    for path in [path for pattern in lost for path in out.glob(pattern)]:
+        path.unlink()
+    assert main(demo) == 0 and before.items() <= files(out).items()
+
+
+def test_a_run_that_made_nothing_is_tried_again_in_its_folder(models, picture, tmp_path, capsys):
+    long = {**PLAN, "steps": [{"text": f"put tea bag {n} into the mug"} for n in range(40)]}
+    (tmp_path / "long.json").write_text(json.dumps(long), encoding="utf-8")
+    out = tmp_path / "out"
+    assert main(words(models, picture, out, "--steps", str(tmp_path / "long.json"), goal=PLAN["goal"])) == 1
+    assert "Split the plan" in capsys.readouterr().err
+    assert sorted(files(out)) == ["key_images/01.png", "plan.json", "run.json"]
+    Image.new("RGB", (32, 32), "red").save(picture)
+    assert main(words(models, picture, out)) == 0
+    assert main(words(models, picture, tmp_path / "fresh")) == 0
+    assert files(out) == files(tmp_path / "fresh")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends the signal of Ctrl-C")
@@ -142,6 +201,9 @@ def test_ctrl_c_keeps_what_is_made_and_resume_goes_on(models, picture, tmp_path)
         ({"--updates": "0"}, "updates"),
         ({"--clip-updates": "0"}, "updates"),
         ({"--frames": "16"}, "13 and 17"),
+        ({"--device": "cuda:99"}, "'cuda:99' cannot be used"),
+        ({"--device": "warp"}, "'warp' cannot be used"),
+        ({"--device": "meta"}, "'meta' cannot be used"),
     ],
 )
 def test_bad_input_is_told_in_one_line_and_writes_nothing(change, says, models, picture, tmp_path, monkeypatch, capsys):

@@ -225,5 +225,8 @@ def test_the_command_imports_lists_checks_and_searches(tmp_path, capsys):
     assert "no domain" in capsys.readouterr().err
     assert main(["library", "search", "cook eggs", str(out)]) == 0
     assert "Boil an egg" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["library", "search", "cook eggs", str(out), "--count", "0"])
+    assert "a whole number from 1 is wanted, got '0'" in capsys.readouterr().err
     assert main(["library", "import", "coin", str(path), "--out", str(out)]) == 1
     assert "not JSON" in capsys.readouterr().err

@@ -6,10 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import weakref
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 import torch
 from small_stages import PLAN, blobs, draw, make_plan, render, retrieve
@@ -124,6 +127,22 @@ def test_a_folder_of_another_run_is_refused_and_left_alone(board, tmp_path):
         storyboard.resume(folder, {**SETTINGS, "policy": "initial"})
 
 
+def test_a_folder_in_which_nothing_was_made_is_taken_over(tmp_path):
+    other, picture = {**SETTINGS, "policy": "initial"}, replace(QUERY, image=blobs(3, (32, 32)))
+    list(storyboard.keep(run(picture, retrieve, make_plan, draw, render), tmp_path / "fresh", other))
+    for count in (1, 2, 3):
+        folder = tmp_path / str(count)
+        list(islice(storyboard.keep(events(), folder, SETTINGS), count))
+        storyboard.start(folder, PLAN, other)
+        assert sorted(files(folder)) == ["plan.json", "run.json"], "the picture of another run would be resumed"
+        list(storyboard.keep(run(picture, retrieve, make_plan, draw, render), folder, other))
+        assert files(folder) == files(tmp_path / "fresh")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "plan.json").write_text("{}")
+    with pytest.raises(KSGenError, match="another run"):
+        storyboard.start(tmp_path / "own", PLAN, SETTINGS)
+
+
 def test_an_unfinished_or_foreign_folder_is_named(tmp_path):
     with pytest.raises(KSGenError, match="plan.json cannot be read"):
         storyboard.load(tmp_path)
@@ -144,8 +163,13 @@ def test_an_unfinished_or_foreign_folder_is_named(tmp_path):
 def test_clear_removes_the_run_and_nothing_else(board, tmp_path):
     storyboard.save(board, tmp_path / "s")
     (tmp_path / "s" / "clips" / "mine.txt").write_text("keep me")
+    for name in (".writing-a.json", "key_images/.writing-b.png", "clips/.writing-c.mp4"):
+        (tmp_path / "s" / name).write_text("what a killed process leaves")
     storyboard.clear(tmp_path / "s")
     assert list(files(tmp_path / "s")) == ["clips/mine.txt"]
+    assert not (tmp_path / "s" / "key_images").exists()
+    assert not storyboard.is_storyboard(tmp_path / "s"), "a folder is no run"
+    assert storyboard.save(board, tmp_path / "s").plan == board.plan
 
 
 @pytest.mark.skipif(os.name != "posix", reason="limits on the size of files are POSIX's")
@@ -193,3 +217,17 @@ def test_the_sheet_shows_every_step_whatever_the_texts(count):
         assert pixels_per_step == 1 or dark > 150 * 200 * 2 * 0.9
     with pytest.raises(ValueError, match="each of"):
         sheet(plan, images[:-1] if count > 1 else images * 2)
+
+
+def test_the_sheet_keeps_no_film_in_memory():
+    films = []
+
+    def read() -> torch.Tensor:
+        assert all(film() is None for film in films), "a film read before lives on"
+        film = np.full((5, 20, 30, 3), 0.25, np.float32)
+        films.append(weakref.ref(film))
+        return torch.from_numpy(film)
+
+    plan = Plan("make tea", tuple(KeyStep("cut") for _ in range(4)))
+    sheet(plan, [torch.full((20, 30, 3), 0.5)] * 4, [Clip(8.0, read)] * 4)
+    assert len(films) == 4
