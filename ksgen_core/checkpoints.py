@@ -1,7 +1,7 @@
 """Weights files that say what they are: safetensors with `kind` and the model's config in the metadata.
 
-Never a pickle (HOUSE.md, example 13). A file is written beside its place and then moved there, so that a crash or a
-full disk leaves the former file whole.
+Never a pickle (HOUSE.md, example 13). A file or a folder is written beside its place and then moved there, so that a
+crash or a full disk leaves the former one whole.
 """
 
 from __future__ import annotations
@@ -42,8 +42,6 @@ def load_weights(path: str | Path, kind: str) -> tuple[dict[str, torch.Tensor], 
 
     Raises `KSGenError`, naming the file, if it is missing, cut off, not safetensors or of another kind.
     """
-    from safetensors.torch import load_file
-
     metadata = read_metadata(path)
     if metadata.get("kind") != kind:
         got = metadata.get("kind") or "no kind at all"
@@ -52,8 +50,19 @@ def load_weights(path: str | Path, kind: str) -> tuple[dict[str, torch.Tensor], 
         config = json.loads(metadata.get("config", "{}"))
     except json.JSONDecodeError as error:
         raise KSGenError(f"The config inside {path} is not JSON ({error}). Get the file again.") from error
+    return read_tensors(path), config
+
+
+def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file of any kind, on the CPU in the dtype they were saved in.
+
+    Raises `KSGenError`, naming the file, if it is missing, broken or not safetensors.
+    """
+    from safetensors.torch import load_file
+
+    _read_header(path)
     try:
-        return load_file(str(path)), config
+        return load_file(str(path))
     except Exception as error:  # safetensors has its own error type and torch raises others
         raise KSGenError(f"{path} cannot be read ({error}). Get the file again.") from error
 
@@ -61,16 +70,19 @@ def load_weights(path: str | Path, kind: str) -> tuple[dict[str, torch.Tensor], 
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The metadata of a safetensors file, after a look at its size against its header.
 
-    Raises `KSGenError`, naming the file, if it is missing, cut off or not safetensors.
+    Raises `KSGenError`, naming the file, if it is missing, broken or not safetensors.
     """
-    return _read_header(path)[0].get("__metadata__", {})
+    return _read_header(path)[0].get("__metadata__") or {}
 
 
 def _read_header(path: str | Path) -> tuple[dict[str, Any], int]:
     """The header of a safetensors file (metadata and one entry per tensor) and where its data begins.
 
-    Raises `KSGenError`, naming the file, if it is missing, cut off or not safetensors.
+    What comes back is well-formed, and the entries cover the data from its first byte to its last. Raises `KSGenError`,
+    naming the file, if it is missing, broken or not safetensors.
     """
+    from safetensors import SafetensorError, safe_open
+
     path = Path(path)
     if not path.is_file():
         raise KSGenError(f"The weights file {path} is missing. Put it there, or choose another models folder.")
@@ -91,9 +103,11 @@ def _read_header(path: str | Path) -> tuple[dict[str, Any], int]:
         raise KSGenError(f"{path} is not a safetensors file. Weights must be in the safetensors format.") from error
     if not isinstance(header, dict):
         raise KSGenError(f"{path} is not a safetensors file. Weights must be in the safetensors format.")
-    end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-    if size < 8 + length + end:
-        raise KSGenError(f"{path} is cut off: it has {size} bytes of {8 + length + end}. Get the file again.")
+    try:
+        with safe_open(str(path), "np"):  # checks every entry and the size of the file; reads no tensor
+            pass
+    except (SafetensorError, OSError) as error:
+        raise KSGenError(f"{path} is cut off or damaged ({size} bytes: {error}). Get the file again.") from error
     return header, 8 + length
 
 
@@ -102,19 +116,19 @@ def rename_weights(
 ) -> None:
     """Join safetensors files into one with other names, byte for byte; neither torch nor any dtype is needed.
 
-    `names` maps all old names to new ones. Raises `KSGenError` if a file is missing or cut off, or
-    `out` cannot be written.
+    `names` maps all old names to new ones. Raises `KSGenError` if a file is missing or broken, or `out` cannot be
+    written.
     """
     headers = [_read_header(path) for path in files]
     old = [name for header, _ in headers for name in header if name != "__metadata__"]
     new = names(old)
     joined: dict[str, Any] = {"__metadata__": dict(metadata)}
     before = 0
-    for header, _ in headers:
-        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        for name, entry in entries.items():
-            joined[new[name]] = {**entry, "data_offsets": [offset + before for offset in entry["data_offsets"]]}
-        before += max(entry["data_offsets"][1] for entry in entries.values())
+    for path, (header, start) in zip(files, headers, strict=True):
+        for name, entry in header.items():
+            if name != "__metadata__":
+                joined[new[name]] = {**entry, "data_offsets": [offset + before for offset in entry["data_offsets"]]}
+        before += path.stat().st_size - start
     text = json.dumps(joined).encode()
     text += b" " * (-len(text) % 8)  # tensors begin at multiples of 8 bytes, as safetensors itself writes them
 
@@ -155,6 +169,33 @@ def write_atomically(path: str | Path, write: Callable[[str], object]) -> None:
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+def write_folder(path: str | Path, write: Callable[[Path], object], *, replace: bool = False) -> None:
+    """Let `write` fill a new folder of the same name, made beside `path`, and move it into place once it is whole.
+
+    A folder that stands at `path` by then is replaced, or it stays: another process was first. Raises `KSGenError` if
+    the folder cannot be written; what stood at `path` stays then.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent, ignore_cleanup_errors=True) as beside:
+            new, former = Path(beside) / path.name, Path(beside) / f"{path.name}.former"
+            new.mkdir()
+            write(new)
+            try:
+                if replace and path.exists():
+                    os.rename(path, former)
+                os.rename(new, path)
+            except OSError:
+                if replace or not path.is_dir():
+                    raise
+            finally:
+                if former.exists() and not path.exists():
+                    os.rename(former, path)
+    except OSError as error:
+        raise KSGenError(_cannot_write(path, error)) from error
 
 
 def _cannot_write(path: Path, error: Exception) -> str:

@@ -43,7 +43,8 @@ class KSGenPlanSkill(io.ComfyNode):
             node_id="KSGenPlanSkill",
             display_name="Plan a Skill",
             category=sockets.CATEGORY,
-            description="Finds the key steps that reach a goal, in a library of skills. The picture travels along; it is not looked at yet.",
+            description="Finds the key steps that reach a goal, in a library of skills. The picture travels along; "
+            "it is not looked at yet.",
             search_aliases=["key steps", "planner", "how to", "instructions", "storyboard plan"],
             inputs=[
                 sockets.Models.Input(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import subprocess
@@ -12,7 +13,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ksgen_core.checkpoints import load_weights, save_weights, write_atomically
+from ksgen_core.checkpoints import (
+    load_weights,
+    read_metadata,
+    read_tensors,
+    rename_weights,
+    save_weights,
+    write_atomically,
+    write_folder,
+)
 from ksgen_core.errors import KSGenError
 
 KIND = "ksgen.test/1"
@@ -64,6 +73,77 @@ def test_bad_files_are_refused_by_name(weights, tmp_path):
     refused(tmp_path / "torch.safetensors", "not a safetensors")
     (tmp_path / "list.safetensors").write_bytes((2).to_bytes(8, "little") + b"[]")
     refused(tmp_path / "list.safetensors", "not a safetensors")
+
+
+F32 = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
+READERS = (
+    lambda path: load_weights(path, KIND),
+    read_tensors,
+    read_metadata,
+    lambda path: rename_weights([path], path.with_name("out.safetensors"), lambda names: {n: n for n in names}, {}),
+)
+
+
+@pytest.mark.parametrize("read", READERS)
+@pytest.mark.parametrize(
+    ("header", "count"),
+    [
+        ({"a": F32}, 24),
+        ({"a": F32}, 8),
+        ({}, 8),
+        ({"a": {"dtype": "F32", "shape": [4]}}, 16),
+        ({"a": {**F32, "data_offsets": [16]}}, 16),
+        ({"a": {**F32, "data_offsets": [4, 20]}}, 20),
+        ({"a": {**F32, "shape": [3]}}, 16),
+        ({"a": {**F32, "dtype": "F33"}}, 16),
+        ({"a": 5}, 16),
+        ({"a": F32, "__metadata__": {"kind": {}}}, 16),
+    ],
+)
+def test_a_header_that_does_not_fit_its_file_is_refused_by_every_reader(tmp_path, header, count, read):
+    text = json.dumps({"__metadata__": {"kind": KIND}, **header}).encode()
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(count))
+    with pytest.raises(KSGenError, match="w.safetensors is cut off or damaged .* bytes: .* Get the file again"):
+        read(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+@pytest.mark.parametrize("read", READERS[1:])
+def test_a_file_without_metadata_or_tensors_is_a_file(tmp_path, read):
+    text = b'{"__metadata__":null}   '
+    (tmp_path / "w.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+    assert not read(tmp_path / "w.safetensors")
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    folder = tmp_path / "deep" / "models"
+
+    def fill(text, error=None):
+        def write(new):
+            assert new.name == "models" and not list(new.iterdir())
+            (new / "a.txt").write_text(text)
+            if error:
+                raise error
+
+        return write
+
+    with pytest.raises(KSGenError, match="models cannot be written .*No space left"):
+        write_folder(folder, fill("half", OSError(28, "No space left on device")))
+    assert list(folder.parent.iterdir()) == []
+    write_folder(folder, fill("first"))
+    write_folder(folder, fill("second"))
+    assert (folder / "a.txt").read_text() == "first"
+    for error, shown in (
+        (OSError(28, "No space left on device"), KSGenError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ):
+        with pytest.raises(shown):
+            write_folder(folder, fill("third", error), replace=True)
+        assert (folder / "a.txt").read_text() == "first"
+    write_folder(folder, fill("fourth"), replace=True)
+    assert (folder / "a.txt").read_text() == "fourth"
+    assert [path.name for path in folder.parent.iterdir()] == ["models"]
 
 
 def test_a_failed_write_leaves_the_former_file(weights):

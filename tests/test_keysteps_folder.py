@@ -153,6 +153,17 @@ def test_a_weights_file_that_is_cut_off_or_no_safetensors_is_named(broken, name)
 
 
 @pytest.mark.parametrize("name", WEIGHT_FILES)
+def test_a_weights_file_that_its_header_does_not_describe_is_named(broken, name):
+    whole = (broken / name).read_bytes()
+    (broken / name).write_bytes(whole + bytes(8))
+    with pytest.raises(KSGenError, match=f"{name} is cut off or damaged"):
+        KeyStepModel.load(broken)
+    (broken / name).write_bytes(whole.replace(b"data_offsets", b"data_offsetz", 1))
+    with pytest.raises(KSGenError, match=f"{name} is cut off or damaged .*data_offsets"):
+        KeyStepModel.load(broken)
+
+
+@pytest.mark.parametrize("name", WEIGHT_FILES)
 def test_weights_of_another_kind_are_named_and_never_made_up(broken, name):
     save_file({"something.else": torch.zeros(3)}, broken / name, metadata={"format": "pt"})
     with pytest.raises(KSGenError, match=name.split("/")[0]):

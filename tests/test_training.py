@@ -1,8 +1,10 @@
-"""The training loop, the pool of pictures, the judges' file format: tiny but real."""
+"""The training loop, the pool of pictures, the judges' file format, what a killed run leaves: tiny but real."""
 
 from __future__ import annotations
 
 import dataclasses
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +17,11 @@ from ksgen_core.metrics.motion import motion_distance
 from ksgen_core.metrics.tabletop_judge import Judge, JudgeConfig
 from ksgen_core.tabletop.instances import make
 from ksgen_core.tabletop.world import HEADS
-from ksgen_core.training.judges import JUDGE_OUTPUTS, cast_heads, to_pictures, true_labels
+from ksgen_core.training import pool as pools
+from ksgen_core.training import tabletop, wan_folder
+from ksgen_core.training.judges import JUDGE_OUTPUTS, cast_heads, clip_frames, to_pictures, true_labels
 from ksgen_core.training.loop import Recipe, fit
+from ksgen_core.training.pack import write_library
 from ksgen_core.training.pool import build_pool, facts
 
 RECIPE = Recipe(iterations=12, batch=8, rate=1e-2, warm_up=2, ema=0.9)
@@ -93,6 +98,99 @@ def test_pool_holds_what_the_world_knows(tmp_path):
     assert pool.texts[1] == list(instance.run.texts)
     again = build_pool(tmp_path / "pool", ("train",), range(3), workers=1)
     assert np.array_equal(again.images, pool.images)
+
+
+@pytest.fixture(scope="module")
+def small_pool(tmp_path_factory):
+    """The folder of a pool of two instances; nobody writes into it."""
+    folder = tmp_path_factory.mktemp("small") / "pool"
+    build_pool(folder, ("train",), range(2), workers=1)
+    return folder
+
+
+def test_a_pool_that_another_process_finished_meanwhile_is_used(small_pool, tmp_path, monkeypatch):
+    get_context = pools.get_context
+
+    def meanwhile(method):
+        shutil.copytree(small_pool, tmp_path / "pool", dirs_exist_ok=True)
+        return get_context(method)
+
+    monkeypatch.setattr(pools, "get_context", meanwhile)
+    build_pool(tmp_path / "pool", ("train",), range(2), workers=1)
+    for file in small_pool.iterdir():
+        assert (tmp_path / "pool" / file.name).stat().st_mtime_ns == file.stat().st_mtime_ns, file.name
+
+
+def test_another_pool_leaves_the_pictures_that_somebody_reads(small_pool, tmp_path):
+    shutil.copytree(small_pool, tmp_path / "pool")
+    pool = pools.Pool.open(tmp_path / "pool")
+    pictures = np.array(pool.images)
+    more = build_pool(tmp_path / "pool", ("train",), range(1, 4), workers=1)
+    assert np.array_equal(pool.images, pictures)
+    assert not np.array_equal(more.images[: len(pictures)], pictures)
+
+
+def test_a_pool_cut_off_in_writing_is_no_pool(small_pool, tmp_path, monkeypatch):
+    shutil.copytree(small_pool, tmp_path / "pool")
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "savez", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            build_pool(tmp_path / "pool", ("train",), range(1, 4), workers=1)
+    again = build_pool(tmp_path / "pool", ("train",), range(2), workers=1)
+    assert np.array_equal(again.images, pools.Pool.open(small_pool).images)
+
+
+def cut_off(path, **_arrays):
+    """In place of `np.savez`: killed in the middle."""
+    with open(path, "wb") as file:
+        file.write(b"half")
+    raise KeyboardInterrupt
+
+
+def test_clip_frames_cut_off_in_writing_are_made_again(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "savez", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            clip_frames(tmp_path / "clips", 1)
+    frames, classes = clip_frames(tmp_path / "clips", 1)
+    assert len(frames) == len(classes) > 0 and frames.shape[1:] == (128, 128, 12)
+    assert [file.name for file in (tmp_path / "clips").iterdir()] == ["frames-1.npz"]
+
+
+def test_a_run_without_a_trained_part_is_not_packed(tmp_path):
+    (tmp_path / "models").mkdir()
+    for mistyped in ("missing", "empty"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises(KSGenError, match=f"{mistyped} holds no trained part.*--run"):
+            tabletop.main(["--run", str(tmp_path / mistyped), "--pack", str(tmp_path / "models")])
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["empty", "models"]
+
+
+def test_a_library_that_cannot_be_written_leaves_the_former_one(tmp_path, monkeypatch):
+    def full(path, text, encoding):
+        path.write_bytes(text[:100].encode(encoding))
+        raise OSError(28, "No space left on device")
+
+    write_library(tmp_path / "library.jsonl")
+    before = (tmp_path / "library.jsonl").read_bytes()
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(KSGenError, match="library.jsonl cannot be written"):
+        write_library(tmp_path / "library.jsonl")
+    assert (tmp_path / "library.jsonl").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["library.jsonl"]
+
+
+def test_untrained_models_killed_on_the_way_are_made_again(tmp_path, monkeypatch):
+    def killed(_model, _folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tabletop, "WAN_MINI", wan_folder.TINY)
+    with monkeypatch.context() as patch:
+        patch.setattr(wan_folder.ClipModel, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tabletop._clip_model(tmp_path)
+    assert tabletop._clip_model(tmp_path).parts().keys() == {"transformer", "vae", "text_encoder"}
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["clips"]
 
 
 def test_labels_tell_before_from_after():

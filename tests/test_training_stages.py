@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+from functools import partial
+from itertools import count
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,11 +20,11 @@ from ksgen_core.clips.wan_diffusers import ClipModel
 from ksgen_core.errors import KSGenError
 from ksgen_core.keysteps.draw import Condition
 from ksgen_core.keysteps.sdxl_diffusers import KeyStepModel
-from ksgen_core.pixels import from_uint8
+from ksgen_core.pixels import from_uint8, read_picture
 from ksgen_core.tabletop.instances import make
 from ksgen_core.tabletop.skills import all_texts
-from ksgen_core.training import clip_stages, encoded, image_stages, sdxl_folder, tabletop, wan_folder
-from ksgen_core.training.loop import Recipe
+from ksgen_core.training import clip_stages, encoded, image_stages, samples, sdxl_folder, tabletop, wan_folder
+from ksgen_core.training.loop import Recipe, fit
 from ksgen_core.training.pack import pack
 from ksgen_core.training.pool import build_pool
 from ksgen_core.types import Plan
@@ -208,5 +212,122 @@ def test_a_run_starts_from_packed_models_and_trains_on(run, tmp_path, monkeypatc
     list(tabletop.train_part("adapter", tmp_path, dataclasses.replace(SHORT, rate=1e-6)))
     for key, value in load_file(tmp_path / "adapter.safetensors").items():
         torch.testing.assert_close(value, given[key.removeprefix("unet/")].float(), atol=1e-4, rtol=0)
-    with pytest.raises(KSGenError, match="begun"):
+    with pytest.raises(KSGenError, match="begun already. Leave --start out"):
         tabletop.start_from(tmp_path, run["folder"] / "models")
+
+
+def test_a_stage_that_cannot_be_packed_leaves_the_former_one(run, tmp_path):
+    shutil.copytree(run["folder"] / "models", tmp_path / "models")
+    model, clips = KeyStepModel.load(run["folder"] / "keysteps"), ClipModel.load(run["folder"] / "clips")
+    model.folder = tmp_path / "no such tokenizers"  # the disk fails in the middle of the folder
+    with pytest.raises(KSGenError, match="cannot be written"):
+        pack(model, clips, tmp_path / "models")
+    before = {
+        p.relative_to(run["folder"]): p.read_bytes() for p in (run["folder"] / "models").rglob("*") if p.is_file()
+    }
+    after = {p.relative_to(tmp_path): p.read_bytes() for p in (tmp_path / "models").rglob("*") if p.is_file()}
+    assert before == after
+
+
+def test_a_part_killed_in_writing_stays_what_it_was_and_a_cut_one_is_named(run, tmp_path, monkeypatch):
+    def cut_off(tensors, path):
+        Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    tabletop._keep(run["model"], tmp_path, "vae")
+    before = (tmp_path / "vae.safetensors").read_bytes()
+    monkeypatch.setattr(tabletop, "save_file", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        tabletop._keep(run["model"], tmp_path, "vae")
+    assert (tmp_path / "vae.safetensors").read_bytes() == before
+    (tmp_path / "vae.safetensors").write_bytes(before[:-1])
+    with pytest.raises(KSGenError, match="vae.safetensors is cut off .*--only vae"):
+        tabletop._take(run["model"], tmp_path, "vae")
+
+
+@pytest.mark.parametrize(("owner", "name", "call"), [(tabletop, "_keep", 7), (shutil, "copytree", 2)])
+def test_a_start_killed_on_the_way_is_repeated_and_nothing_else(run, tmp_path, monkeypatch, owner, name, call):
+    """Killed between the parts of the two models, and in the middle of the first model's folder."""
+    whole, calls = getattr(owner, name), count(1)
+
+    def killed(*given, **options):
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        return whole(*given, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, killed)
+        with pytest.raises(KeyboardInterrupt):
+            tabletop.start_from(tmp_path, run["folder"] / "models")
+    monkeypatch.setattr(tabletop, "TRAIN_INSTANCES", 2)
+    for part in ("vae", "clips"):
+        with pytest.raises(KSGenError, match="Repeat that with --start"):
+            list(tabletop.train_part(part, tmp_path, SHORT))
+    assert not (tmp_path / "models").exists()
+    tabletop.start_from(tmp_path, run["folder"] / "models")
+    for stage in ("keysteps", "clips"):
+        assert (tmp_path / "models" / stage / "model_index.json").is_file()
+
+
+@pytest.fixture(scope="module")
+def started(run, tmp_path_factory):
+    """A run that started from these models and has its pool; nobody writes into it."""
+    folder = tmp_path_factory.mktemp("started") / "run"
+    tabletop.start_from(folder, run["folder"] / "models")
+    build_pool(folder / "train", tabletop.TRAIN_SPLITS, range(2), workers=1)
+    return folder
+
+
+@pytest.mark.parametrize("part", samples.PARTS)
+def test_pictures_on_the_way_change_nothing_that_is_trained(started, part, tmp_path, monkeypatch):
+    monkeypatch.setattr(tabletop, "TRAIN_INSTANCES", 2)
+    for stages in (image_stages, clip_stages):
+        monkeypatch.setattr(stages, "fit", partial(fit, report=1))
+    monkeypatch.setattr(clip_stages, "train_clips", partial(clip_stages.train_clips, shards=1, shard_size=1))
+    losses, weights = {}, {}
+    for every, pictures in ((2, ["000002.png", "000003.png"]), (1000, ["000003.png"])):
+        monkeypatch.setattr(samples, "EVERY", every)
+        folder = tmp_path / str(every)
+        shutil.copytree(started, folder)
+        events = tabletop.train_part(part, folder, dataclasses.replace(SHORT, iterations=3))
+        losses[every] = [progress.losses for progress in events]
+        weights[every] = load_file(folder / f"{part}.safetensors")
+        assert sorted(path.name for path in (folder / f"{part}-pictures").iterdir()) == pictures
+    assert len(losses[2]) == 3 and losses[2] == losses[1000]
+    assert all(tensor.equal(weights[1000][key]) for key, tensor in weights[2].items())
+
+
+def _modes(model):
+    modules = [module for part in model.parts().values() for module in part.modules()]
+    return [module.training for module in modules], [p.requires_grad for m in modules for p in m.parameters()]
+
+
+@pytest.mark.parametrize("part", samples.PARTS)
+def test_pictures_show_the_true_ones_above_what_the_model_makes_and_leave_it_as_it_was(run, part, tmp_path):
+    stage, kind = ("clips", ClipModel) if part.startswith("clip") else ("keysteps", KeyStepModel)
+    model = kind.load(run["folder"] / stage)
+    for name in tabletop.HOLDS[part]:
+        model.parts()[name].train().requires_grad_(True)
+    next(model.parts()[name].children()).eval()
+    modes, state = _modes(model), torch.get_rng_state()
+    weights = {f"{n}/{k}": v.clone() for n, p in model.parts().items() for k, v in p.state_dict().items()}
+
+    samples.write_pictures(part, model, tmp_path, 7)
+    (path,) = tmp_path.rglob("*.*")
+    assert path == tmp_path / f"{part}-pictures/000007.png"
+    assert _modes(model) == modes and torch.get_rng_state().equal(state)
+    assert all(weights[f"{n}/{k}"].equal(v) for n, p in model.parts().items() for k, v in p.state_dict().items())
+
+    grid = read_picture(path)
+    instance = make("train", 6000)
+    step, side = len(instance.run.steps) // 2, grid.shape[0] // 2
+    frame = instance.film(step)[4] if stage == "clips" else instance.first_frame(step, side)
+    assert grid[:side, :side].equal(from_uint8(frame))
+    assert grid[side:].std() > 0 and not grid[side:].equal(grid[:side])
+    samples.write_pictures(part, model, tmp_path, 8)
+    assert path.with_name("000008.png").read_bytes() == path.read_bytes()
+
+
+def test_parts_that_draw_nothing_write_no_pictures(run, tmp_path):
+    samples.write_pictures("skill", run["model"], tmp_path, 1)
+    assert not list(tmp_path.iterdir())

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints import read_metadata, write_atomically
+from ..checkpoints import read_tensors, write_atomically
 from ..errors import KSGenError
 
 # diffusers' resampler -> the file. The order matters: the first that fits is taken.
@@ -48,10 +48,7 @@ def install(unet: Any, adapter: dict[str, Tensor]) -> Any:
 
 def read(path: str | Path) -> dict[str, Tensor]:
     """The tensors of an IP-Adapter-Plus file. Raises `KSGenError`, naming the file, if it is something else."""
-    from safetensors.torch import load_file
-
-    read_metadata(path)
-    tensors = load_file(str(path))
+    tensors = read_tensors(path)
     if "image_proj.latents" not in tensors or not all(k.startswith(("image_proj.", "ip_adapter.")) for k in tensors):
         raise KSGenError(f"{path} is not an IP-Adapter-Plus file: it has no image_proj.latents or holds other weights.")
     return tensors

@@ -25,7 +25,7 @@ from .pool import TRAIN_INSTANCES, Pool
 
 CLIP_VAE = Recipe(iterations=16000, batch=6, rate=1.5e-3, ema=0.995, decay=0.0)
 CLIP_DECODER = Recipe(iterations=4000, batch=6, rate=8e-4, ema=0.995, decay=0.0)
-CLIPS = Recipe(iterations=4000, batch=8, rate=6e-4, warm_up=200, ema=0.998)
+CLIPS = Recipe(iterations=9000, batch=8, rate=6e-4, warm_up=200, ema=0.998)
 FILMS = 3
 """Pieces of films in a batch; the recipe's own `batch` counts single frames."""
 NOISE = 0.05

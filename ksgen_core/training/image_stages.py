@@ -27,7 +27,7 @@ ENCODERS = Recipe(iterations=7000, batch=40, rate=1.2e-3, warm_up=200, decay=0.0
 TEXTS = Recipe(iterations=400, batch=32, rate=1e-3, warm_up=50, decay=0.05)
 SKILL = Recipe(iterations=2000, batch=32, rate=8e-4, warm_up=150, decay=0.05, ema=0.99, clip=0.25)
 BACKBONE = Recipe(iterations=3000, batch=32, rate=8e-4, warm_up=200, decay=0.01, ema=0.995)
-ADAPTER = Recipe(iterations=8000, batch=32, rate=8e-4, warm_up=150, decay=0.01, ema=0.998)
+ADAPTER = Recipe(iterations=14000, batch=32, rate=8e-4, warm_up=150, decay=0.01, ema=0.998)
 
 ENCODER_OUTPUTS = (*JUDGE_OUTPUTS, len(STEPS))
 """What the image tokens must tell: facts, colours and shapes of all objects, and the step."""
@@ -90,10 +90,14 @@ class _Listeners(nn.Module):
 
 
 def train_texts(model: KeyStepModel, run: Path, recipe: Recipe = TEXTS) -> Iterator[Progress]:
-    """The text encoders learn which step, or which skill, a sentence means; goals of unseen skills are left out."""
+    """The text encoders learn which step, or which skill, a sentence means; unseen skills are left out."""
     listeners = _Listeners(model).to(model.device).train().requires_grad_(True)
     step_texts = [
-        (t, STEPS.index((s.action, s.obj, s.target))) for skill in SKILLS for s in skill.steps for t in s.texts
+        (t, STEPS.index((s.action, s.obj, s.target)))
+        for skill in SKILLS
+        if not skill.unseen
+        for s in skill.steps
+        for t in s.texts
     ]
     goals = [(g, k) for k, skill in enumerate(SKILLS) if not skill.unseen for g in skill.goals]
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..checkpoints import write_atomically
 from ..metrics.tabletop_judge import CLIP_FRAMES, Judge, JudgeConfig
 from ..tabletop.instances import Instance, make
 from ..tabletop.scene import COLOURS
@@ -70,7 +71,7 @@ def _fit(
     judge.save(run / f"{name}.safetensors")
 
 
-STATE_RECIPE = Recipe(iterations=5500, batch=48, rate=2e-3, decay=0.02, clip=10.0)
+STATE_RECIPE = Recipe(iterations=9000, batch=48, rate=2e-3, decay=0.02, clip=10.0)
 ACTION_RECIPE = Recipe(iterations=1200, batch=48, rate=2e-3, decay=0.02, clip=10.0)
 
 
@@ -99,14 +100,14 @@ def clip_frames(pool_folder: Path, instances: int) -> tuple[np.ndarray, np.ndarr
     """The frames CLIP_FRAMES of every clip of these instances, uint8 [N, 128, 128, 12], and their step classes [N]."""
     path = pool_folder / f"frames-{instances}.npz"
     if not path.exists():
-        pool_folder.mkdir(parents=True, exist_ok=True)
         frames, classes = [], []
         for seed in range(instances):
             instance = make("judge-clips", seed, SKILLS)
             for k, step in enumerate(instance.run.steps):
                 frames.append(action_frames(instance.film(k)))
                 classes.append(step_class(step))
-        np.savez(path, frames=np.stack(frames), classes=np.array(classes, np.int64))
+        data = {"frames": np.stack(frames), "classes": np.array(classes, np.int64)}
+        write_atomically(path, lambda temporary: np.savez(temporary, **data))
     data = np.load(path)
     return data["frames"], data["classes"]
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
+from functools import partial
 from pathlib import Path
 from random import Random
 
 import torch
 
+from ..checkpoints import write_atomically, write_folder
 from ..clips.wan_diffusers import ClipModel
 from ..keysteps.sdxl_diffusers import KeyStepModel
 from ..pixels import from_uint8, to_pil
@@ -21,10 +22,12 @@ PLANS_A_SKILL = 6
 
 
 def pack(key_steps: KeyStepModel, clips: ClipModel, folder: Path) -> None:
-    """Write the models folder in half precision, with its library of plans and the demo's picture and goal."""
+    """Write the models folder in half precision, with its library of plans and the demo's picture and goal.
+
+    Each stage that is there stays until its successor is whole.
+    """
     for stage, model in (("keysteps", key_steps), ("clips", clips)):
-        shutil.rmtree(folder / stage, ignore_errors=True)
-        model.save(folder / stage, torch.float16)
+        write_folder(folder / stage, partial(model.save, dtype=torch.float16), replace=True)
     write_library(folder / "library.jsonl")
     write_demo(folder)
 
@@ -39,11 +42,13 @@ def write_library(path: Path) -> None:
         for seed in range(PLANS_A_SKILL):
             plan = plan_of(unfold(skill, Random(f"library/{skill.name}/{seed}"), skip=0))
             lines[plan.goal, tuple(step.text for step in plan.steps)] = json.dumps(plan.to_json(), sort_keys=True)
-    path.write_text("\n".join(lines.values()) + "\n", encoding="utf-8")
+    text = "\n".join(lines.values()) + "\n"
+    write_atomically(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
 
 
 def write_demo(folder: Path) -> None:
     """`demo.png`, a picture that no model was trained on, and `demo.json` with the goal."""
     instance = make("demo", DEMO_SEED, [BY_NAME[DEMO_SKILL]])
-    to_pil(from_uint8(instance.first_frame(0))).save(folder / "demo.png")
-    (folder / "demo.json").write_text(json.dumps({"goal": instance.run.goal}) + "\n", encoding="utf-8")
+    write_atomically(folder / "demo.png", to_pil(from_uint8(instance.first_frame(0))).save)
+    text = json.dumps({"goal": instance.run.goal}) + "\n"
+    write_atomically(folder / "demo.json", lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))

@@ -7,7 +7,7 @@ label is 0 where the object is not in the picture, else 1 + the index of its val
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checkpoints import read_json, write_atomically, write_json
 from ..pixels import from_uint8
 from ..tabletop.instances import Instance, make
 from ..tabletop.scene import COLOURS
@@ -123,11 +124,14 @@ def _render(task: tuple[str, int, bool]) -> tuple[list, list[str], str]:
 def build_pool(
     folder: Path, splits: Sequence[str], seeds: Sequence[int], *, every_skill: bool = False, workers: int = 2
 ) -> Pool:
-    """Render the instances of each split with these seeds into `folder`, unless they are there already."""
+    """Render the instances of each split with these seeds into `folder`, unless they are there already.
+
+    Two processes may do so at once: a file is never changed that another one reads, and the stamp says that all are
+    there. Raises `KSGenError` if they cannot be written.
+    """
     stamp = {"splits": list(splits), "first": seeds[0], "count": len(seeds), "every_skill": every_skill}
-    if (folder / "stamp.json").exists() and json.loads((folder / "stamp.json").read_text()) == stamp:
+    if _holds(folder, stamp):
         return Pool.open(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     tasks = [(split, seed, every_skill) for split in splits for seed in seeds]
     images, rows, texts, goals, ids = [], [], [], [], []
     with get_context("spawn").Pool(workers) as processes:
@@ -138,16 +142,24 @@ def build_pool(
                 images.append(image)
                 rows.append(labels)
                 ids.append(number)
-    np.save(folder / "images.npy", np.stack(images))
-    np.savez(
-        folder / "labels.npz",
-        facts=np.stack([r[0] for r in rows]),
-        colours=np.stack([r[1] for r in rows]),
-        shapes=np.stack([r[2] for r in rows]),
-        steps=np.array([r[3] for r in rows], np.int16),
-        instance=np.array(ids, np.int32),
-        index=np.array([r[4] for r in rows], np.int8),
-    )
-    (folder / "words.json").write_text(json.dumps({"texts": texts, "goals": goals}))
-    (folder / "stamp.json").write_text(json.dumps(stamp))
+    if _holds(folder, stamp):  # another process has been faster
+        return Pool.open(folder)
+    labels = {
+        "facts": np.stack([r[0] for r in rows]),
+        "colours": np.stack([r[1] for r in rows]),
+        "shapes": np.stack([r[2] for r in rows]),
+        "steps": np.array([r[3] for r in rows], np.int16),
+        "instance": np.array(ids, np.int32),
+        "index": np.array([r[4] for r in rows], np.int8),
+    }
+    words = json.dumps({"texts": texts, "goals": goals})
+    (folder / "stamp.json").unlink(missing_ok=True)  # of another pool, which ends here
+    write_atomically(folder / "images.npy", lambda temporary: np.save(temporary, np.stack(images)))
+    write_atomically(folder / "labels.npz", lambda temporary: np.savez(temporary, **labels))
+    write_atomically(folder / "words.json", lambda temporary: Path(temporary).write_text(words))
+    write_json(folder / "stamp.json", stamp)
     return Pool.open(folder)
+
+
+def _holds(folder: Path, stamp: Mapping[str, object]) -> bool:
+    return (folder / "stamp.json").exists() and read_json(folder / "stamp.json") == stamp
