@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from .pipeline import Event, Planner, Renderer
+    from .pipeline import Event, Planned, Planner, Renderer, Writing
     from .types import Example, Plan, Query
 
 TRAINERS = ("tabletop",)
@@ -252,15 +252,21 @@ def show(events: Iterable[Event]) -> None:
     """Go through the events of a run with a progress bar for each stage and a line for each key step of the plan."""
     from tqdm import tqdm
 
-    from .pipeline import Planned, Update
+    from .pipeline import Planned, Update, Writing
 
     with ExitStack() as bars:
         bar, work = None, ("", 0)
         for event in events:
             if isinstance(event, Planned):
+                bars.close()
+                bar = None
                 print(event.plan.goal)
                 for number, step in enumerate(event.plan.steps, 1):
                     print(f"  {number}. {step.text}", flush=True)
+            elif isinstance(event, Writing):
+                if bar is None:
+                    bar = bars.enter_context(tqdm(desc="plan", unit="token"))
+                bar.update(event.number - bar.n)
             elif isinstance(event, Update):
                 # A stage counts its updates from 1, through all steps that it was asked for together.
                 if bar is None or event.stage != work[0] or event.number <= work[1]:
@@ -283,15 +289,21 @@ def _no_examples(_query: Query) -> tuple[Example, ...]:
 
 
 def _always(plan: Plan) -> Planner:
-    return lambda _query, _examples: plan
+    """The planner of a run whose plan is given."""
+    from .pipeline import Planned
+
+    return lambda _query, _examples: iter((Planned(plan),))
 
 
 def _at_most(count: int, make_plan: Planner) -> Planner:
     """The planner `make_plan`, but of its plan the first `count` steps."""
+    from .pipeline import Planned
 
-    def plan(query: Query, examples: Sequence[Example]) -> Plan:
-        whole = make_plan(query, examples)
-        return replace(whole, steps=whole.steps[:count])
+    def plan(query: Query, examples: Sequence[Example]) -> Iterator[Writing | Planned]:
+        for event in make_plan(query, examples):
+            if isinstance(event, Planned):
+                event = Planned(replace(event.plan, steps=event.plan.steps[:count]))
+            yield event
 
     return plan
 

@@ -1,8 +1,9 @@
 """The product in one sentence: retrieve, plan, draw, render.
 
-Stages are protocols with `__call__`, so a function, a model or a test's lambda fits. Drawing and rendering are
-generators: they yield an `Update` for every sampler update and a `KeyImage` or `StepClip` for every finished step, so
-progress, previews, cancelling (stop iterating) and saving belong to the caller.
+Stages are protocols with `__call__`, so a function, a model or a test's lambda fits. Planning, drawing and rendering
+are generators: they yield a `Writing` for every token or an `Update` for every sampler update, and a `Planned`,
+`KeyImage` or `StepClip` for what is finished, so progress, previews, cancelling (stop iterating) and saving belong to
+the caller.
 """
 
 from __future__ import annotations
@@ -19,8 +20,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Writing:
+    """The planner has written `text` so far; token `number` of at most `total`, or 0 of 0 while it waits for others."""
+
+    text: str
+    number: int
+    total: int
+
+
+@dataclass(frozen=True)
 class Planned:
-    """The plan is finished; every step has a seed."""
+    """The plan is finished. In the events of a whole run every step has a seed."""
 
     plan: Plan
 
@@ -55,7 +65,7 @@ class StepClip:
     clip: Clip
 
 
-Event = Planned | Update | KeyImage | StepClip
+Event = Writing | Planned | Update | KeyImage | StepClip
 
 
 class Retriever(Protocol):
@@ -65,9 +75,9 @@ class Retriever(Protocol):
 
 
 class Planner(Protocol):
-    """Writes the plan for a query, given examples, the best one first."""
+    """Writes the plan for a query, given examples, the best one first; its last event is `Planned`."""
 
-    def __call__(self, query: Query, examples: Sequence[Example], /) -> Plan: ...
+    def __call__(self, query: Query, examples: Sequence[Example], /) -> Iterator[Writing | Planned]: ...
 
 
 class Drawer(Protocol):
@@ -109,9 +119,14 @@ def run(
     drawn: the last frame of a clip is the next key image (the baseline `last_frame`). Key images lie on the 8-bit
     grid, so that a run that is resumed from files equals one that is not.
     """
-    examples = retrieve(query)
-    plan = with_seeds(make_plan(query, examples), seed)
-    yield Planned(plan)
+    plan: Plan | None = None
+    for event in make_plan(query, retrieve(query)):
+        if isinstance(event, Planned):
+            plan = with_seeds(event.plan, seed)
+            event = Planned(plan)
+        yield event
+    if plan is None:
+        raise ValueError("the planner ended without a Planned event")
 
     picture = pixels.one_picture(query.image)
     image = pixels.fit(picture, *size) if size else pixels.on_8_bit_grid(picture)

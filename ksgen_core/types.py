@@ -140,20 +140,23 @@ class Query:
 
 @dataclass(frozen=True)
 class Example:
-    """A retrieved plan, where it comes from and how well it fits (higher is better)."""
+    """A retrieved plan, where it comes from, how well it fits (higher is better), and how many plans of the library
+    have the same steps."""
 
     plan: Plan
     source: str
     score: float
+    count: int = 1
 
     def to_json(self) -> dict[str, Any]:
-        return {"plan": self.plan.to_json(), "source": self.source, "score": self.score}
+        return {"plan": self.plan.to_json(), "source": self.source, "score": self.score, "count": self.count}
 
     @classmethod
     def from_json(cls, data: Any) -> Example:
         """Read what `to_json` wrote. Raises `KSGenError` for missing, extra or wrongly typed fields."""
-        fields_ = check_fields(data, "The example", {"plan": dict, "source": str, "score": float}, {})
-        return cls(Plan.from_json(fields_["plan"]), fields_["source"], fields_["score"])
+        required = {"plan": dict, "source": str, "score": float}
+        document = check_fields(data, "The example", required, {"count": int})
+        return cls(Plan.from_json(document.pop("plan")), **document)
 
 
 @dataclass(frozen=True, eq=False)

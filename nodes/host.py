@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..ksgen_core.build import Models
     from ..ksgen_core.clips.wan_diffusers import ClipModel
     from ..ksgen_core.keysteps.sdxl_diffusers import KeyStepModel
-    from ..ksgen_core.pipeline import Update
+    from ..ksgen_core.pipeline import Update, Writing
 
 Done = TypeVar("Done")
 log = logging.getLogger("ksgen")
@@ -179,8 +179,9 @@ def require_packages() -> None:
         )
 
 
-def watch(events: Iterator[Update | Done], parts: int = 1) -> Iterator[Done]:
-    """Pass on what a stage finishes, while the host shows progress and previews and may cancel after every update.
+def watch(events: Iterator[Update | Writing | Done], parts: int = 1) -> Iterator[Done]:
+    """Pass on what a stage finishes, while the host shows progress and previews and may cancel after every update or
+    token.
 
     `parts` is how many runs of the sampler `events` holds one after the other. Closing `events` on the way out frees
     what the stage held when the host's interrupt, which nobody here catches, goes through.
@@ -188,7 +189,7 @@ def watch(events: Iterator[Update | Done], parts: int = 1) -> Iterator[Done]:
     import comfy.utils
     from comfy.model_management import throw_exception_if_processing_interrupted
 
-    from ..ksgen_core.pipeline import Update
+    from ..ksgen_core.pipeline import Update, Writing
 
     bar: Any = None
     before = last = 0
@@ -196,15 +197,18 @@ def watch(events: Iterator[Update | Done], parts: int = 1) -> Iterator[Done]:
     with closing(stage):
         for event in stage:
             throw_exception_if_processing_interrupted()
-            if not isinstance(event, Update):
+            if not isinstance(event, Update | Writing):
                 yield event
+                continue
+            if not event.total:  # the planner waits for a server
                 continue
             if bar is None:
                 bar = comfy.utils.ProgressBar(event.total * parts)
             if event.number <= last:
                 before += event.total
             last = event.number
-            bar.update_absolute(before + event.number, max(event.total * parts, before + event.total), _preview(event))
+            preview = _preview(event) if isinstance(event, Update) else None
+            bar.update_absolute(before + event.number, max(event.total * parts, before + event.total), preview)
 
 
 def _preview(event: Update) -> tuple[str, Any, int] | None:

@@ -70,7 +70,8 @@ class KSGenPlanSkill(io.ComfyNode):
 
         query = Query(one_picture(image), goal)
         retrieve, plan = build.planner(models.models)
-        return _plan_output(plan(query, retrieve(query)))
+        (planned,) = host.watch(plan(query, retrieve(query)))
+        return _plan_output(planned.plan)
 
 
 class KSGenPlanFromText(io.ComfyNode):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from ksgen_core.pipeline import KeyImage, StepClip, Update
+from ksgen_core.pipeline import KeyImage, Planned, StepClip, Update
 from ksgen_core.types import Clip, Example, KeyStep, Plan, Query
 
 PLAN = Plan("make tea", tuple(KeyStep(text) for text in ("boil water", "pour it into the mug", "add a tea bag")))
@@ -16,8 +16,8 @@ def retrieve(_query: Query) -> tuple[Example, ...]:
     return (Example(PLAN, "here", 1.0),)
 
 
-def make_plan(_query: Query, examples: Sequence[Example]) -> Plan:
-    return examples[0].plan
+def make_plan(_query: Query, examples: Sequence[Example]) -> Iterator[Planned]:
+    yield Planned(examples[0].plan)
 
 
 def blobs(seed: int | None, size: tuple[int, int]) -> torch.Tensor:

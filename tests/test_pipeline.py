@@ -9,7 +9,7 @@ import torch
 from small_stages import PLAN, draw, make_plan, render, retrieve
 
 from ksgen_core import pixels
-from ksgen_core.pipeline import KeyImage, Made, Planned, StepClip, Update, collect, run
+from ksgen_core.pipeline import KeyImage, Made, Planned, Writing, StepClip, Update, collect, run
 from ksgen_core.types import KeyStep, Query
 
 IMAGE = torch.rand(32, 48, 3, generator=torch.Generator().manual_seed(5))
@@ -93,8 +93,24 @@ def test_closing_a_run_closes_the_stage_at_work():
 
 def test_a_plan_keeps_the_seeds_it_brings():
     own = replace(PLAN, steps=(KeyStep("a", seed=42), KeyStep("b")))
-    first = next(run(Query(IMAGE, "g"), retrieve, lambda *_: own, draw, render, seed=7))
+    first = next(run(Query(IMAGE, "g"), retrieve, lambda *_: iter((Planned(own),)), draw, render, seed=7))
     assert isinstance(first, Planned) and [step.seed for step in first.plan.steps] == [42, 8]
+
+
+def test_what_the_planner_writes_comes_before_its_plan():
+    def write(_query, _examples):
+        yield Writing("boil", 1, 9)
+        yield Planned(PLAN)
+
+    events = run(Query(IMAGE, "g"), retrieve, write, draw, render)
+    assert next(events) == Writing("boil", 1, 9)
+    planned = next(events)
+    assert isinstance(planned, Planned) and [step.text for step in planned.plan.steps] == [s.text for s in PLAN.steps]
+
+
+def test_a_planner_that_ends_without_a_plan_is_a_callers_bug():
+    with pytest.raises(ValueError, match="Planned"):
+        list(run(Query(IMAGE, "g"), retrieve, lambda *_: iter(()), draw, render))
 
 
 def test_events_without_a_plan_are_a_callers_bug():

@@ -78,8 +78,8 @@ def test_endings_and_small_words_do_not_count():
 def test_the_planner_takes_the_best_examples_steps_with_the_querys_goal():
     query = Query(IMAGE, "a cup of tea")
     examples = LexicalRetriever(LIBRARY)(query)
-    made = plan_of_nearest(query, examples)
+    made = next(plan_of_nearest(query, examples)).plan
     assert (made.goal, made.sources, made.planner) == ("a cup of tea", ("tea 2",), "retrieval")
     assert made.steps == LIBRARY[1].steps
     with pytest.raises(KSGenError, match="No step found"):
-        plan_of_nearest(query, ())
+        next(plan_of_nearest(query, ()))
