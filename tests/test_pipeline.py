@@ -9,7 +9,7 @@ import torch
 from small_stages import PLAN, draw, make_plan, render, retrieve
 
 from ksgen_core import pixels
-from ksgen_core.pipeline import KeyImage, Made, Planned, Writing, StepClip, Update, collect, run
+from ksgen_core.pipeline import KeyImage, Made, Planned, StepClip, Update, Writing, collect, run
 from ksgen_core.types import KeyStep, Query
 
 IMAGE = torch.rand(32, 48, 3, generator=torch.Generator().manual_seed(5))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from ..types import Example
 
 FEWEST, MOST = 2, 7
-"""How many key steps a skill has in the method's data (2 to 7 per skill; Wu, Zhu et al., arXiv 2502.08234, its code)."""
+"""How many key steps a skill has in the data of the method (Wu, Zhu et al., arXiv 2502.08234; read in its code)."""
 
 
 def system_text(fewest: int = FEWEST, most: int = MOST, picture: bool = True) -> str:
