@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-NOUNS = {"types", "errors", "pixels", "checkpoints", "checkpoints_diffusers"}
+NOUNS = {"types", "errors", "orders", "pixels", "checkpoints", "checkpoints_diffusers"}
 STAGES = {"retrieval", "planning", "keysteps", "clips"}
 FOLDER = {"storyboard", "sheet", "video"}
 HOST = {"folder_paths", "server", "nodes", "execution"}
 
 MAY_IMPORT = {
     "errors": set(),
+    "orders": {"errors"},
     "types": {"errors"},
     "pixels": {"errors"},
     "checkpoints": {"errors"},
