@@ -1,4 +1,4 @@
-"""The command line: `ksgen run`, `ksgen demo`, `ksgen library`, `ksgen train`, `ksgen bench`.
+"""The command line: `ksgen run`, `ksgen demo`, `ksgen library`, `ksgen score`, `ksgen train`, `ksgen bench`.
 
 Everything that needs torch is imported inside the command that uses it, so that `--help` answers at once.
 """
@@ -33,15 +33,15 @@ if TYPE_CHECKING:
     from .types import Example, Plan, Query
 
 TRAINERS = ("tabletop",)
-BENCHMARKS = ("tabletop",)
+BENCHMARKS = ("tabletop", "planning")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and give the exit status: 0 done, 1 an error the user can mend, 130 stopped by Ctrl-C."""
     words = list(sys.argv[1:] if argv is None else argv)
     parser = _parser()
-    # What follows `library`, or the name of a trainer or a benchmark, is its own to read, `--help` included.
-    own = words[1:] if words[:1] == ["library"] else []
+    # What follows `library` or `score`, or the name of a trainer or a benchmark, is its own to read, `--help` included.
+    own = words[1:] if words[:1] in (["library"], ["score"]) else []
     if words[:1] in (["train"], ["bench"]) and words[1:] and words[1][:1] != "-":
         own = words[2:]
     args = parser.parse_args(words[: len(words) - len(own)])
@@ -77,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
 
     library = commands.add_parser("library", help="import, list, check and search skill libraries", add_help=False)
     library.set_defaults(command=_library)
+    score = commands.add_parser("score", help="score planners against plans that people followed", add_help=False)
+    score.set_defaults(command=_score)
     train = commands.add_parser("train", help="train the embedded models from nothing", add_help=False)
     train.set_defaults(command=_train)
     train.add_argument("name", choices=TRAINERS)
@@ -327,6 +329,12 @@ def _library(_args: argparse.Namespace, own: Sequence[str]) -> int:
     from .cli_library import main as library
 
     return library(list(own))
+
+
+def _score(_args: argparse.Namespace, own: Sequence[str]) -> int:
+    from .cli_score import main as score
+
+    return score(list(own))
 
 
 def _train(_args: argparse.Namespace, own: Sequence[str]) -> int:

@@ -101,12 +101,12 @@ class Consensus:
         """The distinct plans of one skill; their order does not depend on that of the examples."""
         skills: dict[Hashable, list[Example]] = defaultdict(list)
         for example in examples:
-            skills[self._skill(example.plan.goal)].append(example)
+            skills[self.skill_of(example.plan.goal)].append(example)
 
         def fit(skill: Hashable) -> tuple[bool, float, int, str]:
             found = skills[skill]
             score, count = max(e.score for e in found), sum(e.count for e in found)
-            return skill == self._skill(goal), score, count, max(e.plan.goal for e in found)
+            return skill == self.skill_of(goal), score, count, max(e.plan.goal for e in found)
 
         chosen = skills[max(skills, key=fit)]
         best = max(example.score for example in chosen)
@@ -123,7 +123,7 @@ class Consensus:
             for _, alike in sorted(same.items())
         ]
 
-    def _skill(self, goal: str) -> Hashable:
+    def skill_of(self, goal: str) -> Hashable:
         """What goals of one skill have in common: their telling words, or all of the text if it has none."""
         return frozenset(self.words_of(goal)) or goal.casefold()
 
