@@ -1,0 +1,228 @@
+"""Train the mini MLLM on Tabletop: prompt to reply, with two losses beside it that make it quick.
+
+Legend: B batch, T tokens, V vocabulary, E width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn import functional as F
+
+from ..planning.wording import user_text
+from .loop import Progress, Recipe, fit
+from .planner_folder import (
+    CLOSE_STEPS,
+    DEVIATION,
+    END,
+    IMAGE,
+    MEAN,
+    NEXT_STEP,
+    OPEN_STEPS,
+    PAD,
+    REPLY,
+    PlannerSizes,
+)
+from .planner_samples import GREY, Pictures, Sample, draw_sample
+
+if TYPE_CHECKING:
+    from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
+
+PLANNER = Recipe(iterations=9000, batch=32, rate=1e-3, warm_up=300, decay=0.02, ema=0.998)
+PROMPT_WEIGHT = 0.15
+"""Of the loss on the examples' own tokens: they repeat each other, so copying is learned from them as well."""
+DONE_WEIGHT = 0.5
+"""Of the loss on what is done, read at the end of every example step in the middle of the model."""
+IGNORED = -100
+COUNTS = (0, 1, 1, 2, 2, 3, 3, 4, 4, 4)
+"""How many examples a prompt has: each as likely as it is often here."""
+GROUPS = 4
+"""A batch is one of so many, drawn together and sorted by length."""
+
+
+class Writer(nn.Module):
+    """The model, and a throw-away head that says at the end of an example's step whether it is done already."""
+
+    def __init__(self, model: LlavaForConditionalGeneration) -> None:
+        super().__init__()
+        self.model = model
+        self.layer = 2 + model.config.text_config.num_hidden_layers // 3
+        self.done = nn.Linear(model.config.text_config.hidden_size, 2)
+
+
+class Encoder:
+    """Samples to tensors, with the tokens that the folder's own processor makes of the same prompt."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, sizes: PlannerSizes) -> None:
+        self.tokenizer, self.sizes = tokenizer, sizes
+        one = {name: tokenizer.encode(name, add_special_tokens=False) for name in (OPEN_STEPS, NEXT_STEP, CLOSE_STEPS)}
+        (self.open,), (self.next,), (self.close,) = one.values()
+        self.image, self.reply, self.end, self.pad = tokenizer.convert_tokens_to_ids([IMAGE, REPLY, END, PAD])
+
+    def ids(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def prompt(self, sample: Sample) -> list[int]:
+        text = self.ids(user_text(sample.goal, sample.examples, sample.done))
+        return [*[self.image] * self.sizes.image_tokens, *text, self.reply]
+
+    def marks(self, prompt: Sequence[int], sample: Sample) -> list[int]:
+        """`sample.marks`, each at the token that ends its step."""
+        found = [IGNORED] * len(prompt)
+        flat = iter([mark for example in sample.marks for mark in example])
+        inside = False
+        for place, token in enumerate(prompt):
+            if token == self.open:
+                inside = True
+            elif inside and token in (self.next, self.close):
+                found[place] = next(flat)
+                inside = token == self.next
+        if next(flat, None) is not None:
+            raise ValueError("an example's step holds a mark of JSON itself")
+        return [IGNORED if mark < 0 else mark for mark in found]
+
+    def batch(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """ids, mask, of_reply, of_examples, marks: [B, T] each, filled up on the right."""
+        rows = []
+        for sample in samples:
+            prompt = self.prompt(sample)
+            reply = [*self.ids(sample.reply), self.end]
+            bare = self.sizes.image_tokens
+            marks = self.marks(prompt, sample) + [IGNORED] * len(reply)
+            kinds = [0] * bare + [2] * (len(prompt) - bare) + [1] * len(reply)
+            rows.append((prompt + reply, kinds, marks))
+        length = max(len(ids) for ids, _, _ in rows)
+        fill = [(self.pad, 0, IGNORED)] * length
+        columns = [torch.tensor([list(row[k]) + [f[k] for f in fill[len(row[k]) :]] for row in rows]) for k in range(3)]
+        ids, kinds, marks = columns
+        lengths = torch.tensor([len(row[0]) for row in rows])[:, None]
+        mask = torch.arange(length)[None] < lengths
+        return {"ids": ids, "mask": mask, "kinds": kinds, "marks": marks}
+
+
+def pixels_of(images: np.ndarray) -> Tensor:
+    """uint8 [B, S, S, 3] -> what the processor makes of them, float [B, 3, S, S].
+
+    Contiguous: torch 2.13's float32 backward of a first convolution over permuted memory crashes on some CPUs.
+    """
+    pictures = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).contiguous().float() / 255
+    return (pictures - torch.tensor(MEAN)[:, None, None]) / torch.tensor(DEVIATION)[:, None, None]
+
+
+def losses_of_batch(writer: Writer, batch: dict[str, Tensor], pixels: Tensor) -> dict[str, Tensor]:
+    """Cross entropies of the reply, of the examples' tokens and of what is done."""
+    model = writer.model
+    with torch.autocast(pixels.device.type, torch.bfloat16):
+        out = model.model(
+            input_ids=batch["ids"],
+            pixel_values=pixels,
+            attention_mask=batch["mask"].long(),
+            use_cache=False,
+            output_hidden_states=True,
+        )
+        # Only where something is to be said: most of a batch are image tokens and filling.
+        kinds = batch["kinds"][:, 1:]
+        places = kinds > 0
+        logits = model.lm_head(out.last_hidden_state[:, :-1][places]).float()
+        ended = batch["marks"] != IGNORED
+        middle = out.hidden_states[writer.layer][ended]
+        done = writer.done(F.layer_norm(middle, middle.shape[-1:])).float()
+    losses = F.cross_entropy(logits, batch["ids"][:, 1:][places], reduction="none")
+    of_reply = (kinds == 1)[places]
+    result = {
+        "reply": losses[of_reply].mean(),
+        "examples": PROMPT_WEIGHT * losses[~of_reply].mean(),
+    }
+    if len(done):
+        result["done"] = DONE_WEIGHT * F.cross_entropy(done, batch["marks"][ended])
+    return result
+
+
+def in_parts(
+    writer: Writer, parts: Sequence[tuple[dict[str, Tensor], Tensor]], workers: ThreadPoolExecutor
+) -> dict[str, Tensor]:
+    """The losses of parts of a batch, one thread a part, with gradients that the loop can take from their sum.
+
+    torch's own threads wait for each other at every operation, so a machine that is shared slows them down twice over.
+    """
+    parameters = [parameter for parameter in writer.parameters() if parameter.requires_grad]
+
+    def work(part: tuple[dict[str, Tensor], Tensor]) -> tuple[dict[str, Tensor], Sequence[Tensor | None]]:
+        losses = losses_of_batch(writer, *part)
+        total = torch.stack(list(losses.values())).sum()
+        gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+        return {name: loss.detach() for name, loss in losses.items()}, gradients
+
+    found = list(workers.map(work, parts))
+    share = 1 / len(found)
+    # Zero in value; its gradient is the mean of the parts'.
+    carrier = torch.zeros(())
+    for parameter, *gradients in zip(parameters, *(each for _, each in found), strict=True):
+        whole = [gradient for gradient in gradients if gradient is not None]
+        if whole:
+            inner = (parameter * (torch.stack(whole).sum(0) * share)).sum()
+            carrier = carrier + inner - inner.detach()
+    names = dict.fromkeys(name for losses, _ in found for name in losses)
+    means = {name: torch.stack([losses[name] for losses, _ in found if name in losses]).mean() for name in names}
+    return {**means, "reply": means["reply"] + carrier}
+
+
+def draw_batch(pictures: Pictures, size: int, generator: torch.Generator) -> tuple[list[Sample], np.ndarray]:
+    """Samples of about the same length, so that little is filled up, and their pictures [size, S, S, 3]."""
+    random = Random(int(torch.randint(1 << 62, (), generator=generator)))
+    rows = [random.randrange(len(pictures.started)) for _ in range(GROUPS * size)]
+    counts = [random.choice(COUNTS) for _ in rows]
+    drawn = [(row, draw_sample(pictures.started[row], random, count)) for row, count in zip(rows, counts, strict=True)]
+    drawn.sort(key=lambda pair: pair[1].length)
+    group = random.randrange(GROUPS)
+    chosen = drawn[group * size : (group + 1) * size]
+    samples = [sample for _, sample in chosen]
+    images = pictures.images[[row for row, _ in chosen]]
+    images = np.roll(images, (random.randint(-3, 3), random.randint(-3, 3)), (1, 2))
+    images[[not sample.seen for sample in samples]] = GREY
+    return samples, images
+
+
+def train_planner(
+    model: LlavaForConditionalGeneration,
+    encoder: Encoder,
+    pictures: Pictures,
+    run: Path,
+    recipe: Recipe = PLANNER,
+    threads: int = 1,
+) -> Iterator[Progress]:
+    """The whole model, tower included. `threads` work on a part of every batch each."""
+    writer = Writer(model).train().requires_grad_(True)
+    device = model.device
+    # Fused attention, whatever the loop thinks of it: with so many short heads it is the quickest on processors too.
+    fused = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+    def part_of(samples: Sequence[Sample], images: np.ndarray) -> tuple[dict[str, Tensor], Tensor]:
+        batch = {key: value.to(device) for key, value in encoder.batch(samples).items()}
+        return batch, pixels_of(images).to(device)
+
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as workers:
+
+        def losses_of(_: int, generator: torch.Generator) -> dict[str, Tensor]:
+            samples, images = draw_batch(pictures, recipe.batch, generator)
+            with sdpa_kernel(fused):
+                if threads == 1:
+                    return losses_of_batch(writer, *part_of(samples, images))
+                parts = [part_of(samples[k::threads], images[k::threads]) for k in range(threads)]
+                return in_parts(writer, parts, workers)
+
+        yield from fit("planner", writer, losses_of, recipe, run, seen=encoder_of(encoder))
+    writer.eval()
+
+
+def encoder_of(encoder: Encoder) -> str:
+    """What stands for the tokens that it is trained on."""
+    return f"{len(encoder.tokenizer)} tokens"
