@@ -19,15 +19,20 @@ from .clips.settings import RenderSettings
 from .errors import KSGenError
 from .keysteps.policies import DrawSettings
 from .pipeline import Drawer, KeyImage, Planner, Renderer, Retriever, StepClip, Update
-from .planning.nearest import plan_of_nearest
-from .retrieval.lexical import LexicalRetriever
-from .types import Plan
+from .planning.consensus import Consensus
+from .planning.wording import FEWEST, MOST
+from .retrieval.lexical import words_of
+from .retrieval.library import BUILT_IN, Skill
+from .retrieval.library import read_library as read_skills
+from .retrieval.search import NoSkill, SkillSearch
+from .types import Example, Plan, Query
 
 if TYPE_CHECKING:
     import torch
 
     from .clips.wan_diffusers import ClipModel
     from .keysteps.sdxl_diffusers import KeyStepModel
+    from .retrieval.index import VectorIndex
 
 MINI = Path(__file__).resolve().parent / "mini"
 STAGE_FILES = {
@@ -64,9 +69,9 @@ class Models:
         return ClipModel.load(self._stage("clips"), device, dtype or _float32())
 
     def library(self) -> tuple[Plan, ...]:
-        """The plans to retrieve from: the folder's own `library.jsonl`, else the embedded one."""
+        """The folder's own plans to retrieve from, none if it has no `library.jsonl`."""
         own = self.folder / "library.jsonl"
-        return read_library(own if own.is_file() else MINI / "library.jsonl")
+        return read_library(own) if own.is_file() else ()
 
     def picture_size(self) -> tuple[int, int]:
         """Height and width of the key images that the folder's backbone was made for."""
@@ -105,9 +110,28 @@ def read_library(path: Path) -> tuple[Plan, ...]:
     return tuple(read_json_lines(path, "The library of plans", Plan.from_json, "{path}, line {number}"))
 
 
-def planner(models: Models) -> tuple[Retriever, Planner]:
-    """What finds examples, and what makes a plan of them."""
-    return LexicalRetriever(models.library()), plan_of_nearest
+def retriever(models: Models, libraries: Sequence[Path] = (BUILT_IN,), vectors: VectorIndex | None = None) -> Retriever:
+    """What finds examples: in the folder's own plans, which are what its models can draw; for a goal that has none
+    there, in those and in `libraries` of skills (files, or folders of them) together, by `vectors` too if given."""
+    own = tuple(map(Skill.of_plan, models.library()))
+    known = SkillSearch(own) if own else None
+    everything = cache(lambda: SkillSearch((*own, *read_skills(*libraries)), vectors))
+
+    def retrieve(query: Query) -> tuple[Example, ...]:
+        if known is not None:
+            try:
+                return known(query)
+            except NoSkill:
+                if not libraries:
+                    raise
+        return everything()(query)
+
+    return retrieve
+
+
+def consensus(fewest: int = FEWEST, most: int = MOST) -> Planner:
+    """The planner without a language model: the steps that the examples agree on."""
+    return Consensus(words_of, fewest, most)
 
 
 def drawer(

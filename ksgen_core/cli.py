@@ -171,7 +171,7 @@ def _make(
         plan, limit = resumed.plan, None
 
     if plan is None:
-        retrieve, make_plan = build.planner(models)
+        retrieve, make_plan = build.retriever(models), build.consensus()
     else:
         retrieve, make_plan = _no_examples, _always(plan)
     device, dtype = _device(args.device), getattr(torch, args.dtype)

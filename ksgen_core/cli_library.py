@@ -10,8 +10,8 @@ from pathlib import Path
 from .errors import KSGenError
 from .retrieval.check import faults
 from .retrieval.importers import IMPORTERS
-from .retrieval.lexical import LexicalRetriever
 from .retrieval.library import BUILT_IN, library_files, read_library, write_library
+from .retrieval.search import SkillSearch
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -79,8 +79,8 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _search(arguments: argparse.Namespace) -> int:
-    plans = [skill.plan() for skill in read_library(*arguments.places)]
-    for example in LexicalRetriever(plans, arguments.count).find(arguments.goal):
+    search = SkillSearch(read_library(*arguments.places), count=arguments.count)
+    for example in search.find(arguments.goal):
         print(f"{example.score:6.2f}  {example.plan.goal}  ({example.source})")
         for number, step in enumerate(example.plan.steps, 1):
             print(f"          {number}. {step.text}")

@@ -1,13 +1,16 @@
-"""Lexical retrieval finds the skill that is meant, gives distinct plans, and says so when there is none."""
+"""Retrieval by words finds the skill that is meant, gives distinct plans, and says so when there is none."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from ksgen_core import build
 from ksgen_core.errors import KSGenError
-from ksgen_core.planning.nearest import plan_of_nearest
-from ksgen_core.retrieval.lexical import LexicalRetriever, words_of
+from ksgen_core.planning.consensus import Consensus
+from ksgen_core.retrieval.lexical import words_of
+from ksgen_core.retrieval.library import BUILT_IN, Skill, read_library
+from ksgen_core.retrieval.search import SkillSearch
 from ksgen_core.types import KeyStep, Plan, Query
 
 IMAGE = torch.zeros(32, 32, 3)
@@ -29,7 +32,7 @@ LIBRARY = (
 
 
 def find(goal: str, count: int = 4):
-    return LexicalRetriever(LIBRARY, count)(Query(IMAGE, goal))
+    return SkillSearch([Skill.of_plan(plan) for plan in LIBRARY], count=count)(Query(IMAGE, goal))
 
 
 @pytest.mark.parametrize(
@@ -53,6 +56,7 @@ def test_the_meant_skill_comes_first(goal, source):
 def test_plans_are_distinct_and_the_commonest_order_leads():
     examples = find("make tea")
     assert [example.source for example in examples[:2]] == ["tea 2", "tea 1"]
+    assert [example.count for example in examples[:2]] == [2, 1]
     assert len({example.plan.steps for example in examples}) == len(examples)
     assert len(find("make tea", count=1)) == 1
 
@@ -66,7 +70,7 @@ def test_a_goal_that_the_library_lacks_is_refused(goal):
 
 def test_an_empty_library_is_refused():
     with pytest.raises(KSGenError, match="empty"):
-        LexicalRetriever(())
+        SkillSearch(())
 
 
 def test_endings_and_small_words_do_not_count():
@@ -75,11 +79,30 @@ def test_endings_and_small_words_do_not_count():
     assert words_of("how do I make it") == []
 
 
-def test_the_planner_takes_the_best_examples_steps_with_the_querys_goal():
+def test_the_planner_makes_a_plan_of_the_examples_with_the_querys_goal():
     query = Query(IMAGE, "a cup of tea")
-    examples = LexicalRetriever(LIBRARY)(query)
-    made = next(plan_of_nearest(query, examples)).plan
-    assert (made.goal, made.sources, made.planner) == ("a cup of tea", ("tea 2",), "retrieval")
-    assert made.steps == LIBRARY[1].steps
+    made = next(Consensus(words_of)(query, find(query.goal))).plan
+    assert made.goal == "a cup of tea" and made.planner.startswith("retrieval")
+    assert made.steps in (LIBRARY[0].steps, LIBRARY[1].steps) and made.sources[0].startswith("tea")
+
+
+TABLETOP = sorted({(plan.goal, plan.sources[0]) for plan in build.embedded().library()})
+
+
+def test_tabletop_goals_find_tabletop_plans_among_everyday_skills():
+    own = map(Skill.of_plan, build.embedded().library())
+    together = SkillSearch((*own, *read_library(BUILT_IN)))
+    found = {goal: together.find(goal)[0].source for goal, _ in TABLETOP}
+    assert found == dict(TABLETOP) and len(found) > 50
+    assert together.find("pump up a bike tyre")[0].source.startswith("ksgen:bicycle")
+
+
+def test_a_models_folders_own_plans_come_before_everyday_skills():
+    retrieve, alone = build.retriever(build.embedded()), build.retriever(build.embedded(), ())
+    for goal, source in TABLETOP:
+        examples = retrieve(Query(IMAGE, goal))
+        assert examples[0].source == source and {e.source.split(":")[0] for e in examples} == {"tabletop"}
+        assert alone(Query(IMAGE, goal)) == examples
+    assert retrieve(Query(IMAGE, "pump up a bike tyre"))[0].source.startswith("ksgen:bicycle")
     with pytest.raises(KSGenError, match="No step found"):
-        next(plan_of_nearest(query, ()))
+        alone(Query(IMAGE, "pump up a bike tyre"))

@@ -1,7 +1,6 @@
-"""Find plans by the words they share with the goal: BM25 over goal and step texts.
+"""The words of a text that tell something, and how far documents hold them: BM25 over an inverted index.
 
-Raw BM25 over whole sentences hurts (the commonest words decide), so stop words go, endings are cut, and the score
-counts only as far as the query and a plan's goal cover each other.
+Raw BM25 over whole sentences hurts (the commonest words decide), so stop words go and endings are cut.
 Source: Robertson and Zaragoza, The Probabilistic Relevance Framework: BM25 and Beyond, 2009, equation 3.15.
 """
 
@@ -9,20 +8,20 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
-from ..errors import KSGenError
-from ..types import Example, Plan, Query
+if TYPE_CHECKING:
+    import numpy as np
 
 SATURATION = 1.2
 """BM25's k1: how soon a repeated word stops counting more."""
 LENGTH_WEIGHT = 0.75
-"""BM25's b: how much a long plan is held back."""
-GOAL_WEIGHT = 3
-"""The goal names the skill in few words; each counts as often as this in a step text."""
-CONFIDENCE = 0.5
-"""The share of the query's words that an example must hold; a word found only in its steps counts half."""
+"""BM25's b: how much a long document is held back."""
+OTHERS = 100
+"""So many documents without any of the words are thought of beside the given ones: in a small library a word that all
+of them hold tells something all the same."""
 
 STOP_WORDS = frozenset(
     "a an and are as at be by can do for from get give have how i in into is it its make making me my of on onto or "
@@ -33,68 +32,52 @@ SAME = {"cup": "mug", "teabag": "tea", "brew": "tea", "fry": "pan", "saute": "pa
 """Words that people use for one thing, their endings cut."""
 
 
-class LexicalRetriever:
-    """The `count` best distinct plans of a library for a query, best first.
+class Bm25:
+    """The documents that hold a word, by word, with what the word adds to each one's score."""
 
-    Plans that differ only in goal words or seeds count as one if their steps are the same; of plans that fit equally
-    well the one that the library holds most often comes first.
-    """
+    def __init__(self, documents: Iterable[Mapping[str, float]]) -> None:
+        """`documents`: how often each holds each word."""
+        import numpy as np
 
-    def __init__(self, library: Sequence[Plan], count: int = 4) -> None:
-        if not library:
-            raise KSGenError("The library of plans is empty. Choose a models folder with a library.jsonl in it.")
-        if count < 1:
-            raise ValueError(f"count must be at least 1, got {count}")
-        self.library = tuple(library)
-        self.count = count
-        self._words = [_plan_words(plan) for plan in self.library]
-        self._often = Counter(_steps(plan) for plan in self.library)
-        seen_in = Counter(word for words in self._words for word in words)
-        total = len(self.library)
-        self._weight = {word: math.log(1 + (total - n + 0.5) / (n + 0.5)) for word, n in seen_in.items()}
-        self._mean_length = sum(sum(words.values()) for words in self._words) / total
+        self._numbers: dict[str, int] = {}
+        words, owners, often, lengths = array("i"), array("i"), array("f"), array("d")
+        for number, document in enumerate(documents):
+            for word, times in document.items():
+                words.append(self._numbers.setdefault(word, len(self._numbers)))
+                owners.append(number)
+                often.append(times)
+            lengths.append(sum(document.values()))
+        self.size = len(lengths)
+        word = np.asarray(words)
+        by_word = np.argsort(word, kind="stable")
+        self._owners = np.asarray(owners)[by_word]
+        seen_in = np.bincount(word, minlength=len(self._numbers))
+        self._ends = np.cumsum(seen_in)
+        self._weights = np.log1p((self.size + OTHERS - seen_in + 0.5) / (seen_in + 0.5)).astype(np.float32)
+        length = np.asarray(lengths, np.float32)
+        held_back = SATURATION * (1 - LENGTH_WEIGHT + LENGTH_WEIGHT * length / max(length.mean(), 1e-9))
+        times = np.asarray(often)[by_word]
+        # The factor k1 + 1 of the equation is left out: it says how much a word can add, and shares are given here.
+        self._adds = self._weights[word[by_word]] * times / (times + held_back[self._owners])
 
-    def __call__(self, query: Query) -> tuple[Example, ...]:
-        """Raises `KSGenError` naming the nearest skills if no plan fits the query's goal."""
-        return self.find(query.goal)
+    def __call__(self, words: Iterable[str]) -> np.ndarray:
+        """float32 [documents], 0..1: the share of what a document could have that holds each of the words for ever.
 
-    def find(self, goal: str) -> tuple[Example, ...]:
-        """The examples for a goal, whatever the picture. Raises `KSGenError` as above."""
-        wanted = set(words_of(goal))
-        fits = [self._fit(wanted, n) for n in range(len(self.library))]
-        scores = [fit * self._score(wanted, words) for fit, words in zip(fits, self._words, strict=True)]
-        order = sorted(
-            range(len(scores)), key=lambda n: (-round(scores[n], 9), -self._often[_steps(self.library[n])], n)
-        )
-        distinct: dict[tuple[str, ...], int] = {}
-        for n in order:
-            distinct.setdefault(_steps(self.library[n]), n)
-        fitting = [n for n in distinct.values() if fits[n] > 0]
-        if not fitting:
-            by_words = sorted(distinct.values(), key=lambda n: -self._score(wanted, self._words[n]))
-            near = list(dict.fromkeys(self.library[n].goal for n in by_words))[:3]
-            raise KSGenError(
-                f"No step found for the goal {goal!r}: the library of plans has no such skill, only others like "
-                f"{', '.join(map(repr, near))}. Reword the goal, or give the steps yourself."
-            )
-        return tuple(Example(self.library[n], _source(self.library[n], n), scores[n]) for n in fitting[: self.count])
+        A word that no document holds counts among those that could be held.
+        """
+        import numpy as np
 
-    def _score(self, wanted: set[str], words: Counter[str]) -> float:
-        length = LENGTH_WEIGHT * sum(words.values()) / self._mean_length + 1 - LENGTH_WEIGHT
-        # Sorted, since a sum of floats depends on its order and sets have none.
-        return sum(
-            self._weight[word] * words[word] * (SATURATION + 1) / (words[word] + SATURATION * length)
-            for word in sorted(wanted)
-            if word in words
-        )
-
-    def _fit(self, wanted: set[str], number: int) -> float:
-        """How far the query's words and those of the plan's goal cover each other, 0..1; 0 if too little."""
-        goal = set(words_of(self.library[number].goal))
-        found = sum(1.0 if word in goal else 0.5 for word in wanted if word in self._words[number])
-        if not found or found < CONFIDENCE * len(wanted):
-            return 0.0
-        return (found / len(wanted) + len(goal & wanted) / max(1, len(goal))) / 2
+        scores, most = np.zeros(self.size, np.float32), 0.0
+        # In one order, since a sum of floats depends on it and sets have none.
+        for word in sorted(set(words)):
+            number = self._numbers.get(word)
+            if number is None:
+                most += math.log1p((self.size + OTHERS + 0.5) / 0.5)
+                continue
+            most += float(self._weights[number])
+            of_word = slice(self._ends[number - 1] if number else 0, self._ends[number])
+            scores[self._owners[of_word]] += self._adds[of_word]
+        return scores / np.float32(most) if most else scores
 
 
 def words_of(text: str) -> list[str]:
@@ -115,18 +98,3 @@ def _stem(word: str) -> str:
             break
     # "slice", "slicing" and "slices" must meet.
     return word[:-1] if len(word) > 3 and word.endswith(("e", "y")) else word
-
-
-def _plan_words(plan: Plan) -> Counter[str]:
-    words = Counter(word for step in plan.steps for word in words_of(step.text))
-    for word in words_of(plan.goal):
-        words[word] += GOAL_WEIGHT
-    return words
-
-
-def _steps(plan: Plan) -> tuple[str, ...]:
-    return tuple(step.text.casefold() for step in plan.steps)
-
-
-def _source(plan: Plan, number: int) -> str:
-    return plan.sources[0] if plan.sources else f"library, line {number + 1}"

@@ -79,7 +79,7 @@ class Skill:
         Raises `KSGenError` for a missing, extra or wrongly typed field.
         """
         if isinstance(data, dict) and data.get("kind") == PLAN_KIND:
-            return _of_plan(Plan.from_json(data))
+            return cls.of_plan(Plan.from_json(data))
         required = {"kind": str, "goal": str, "steps": list}
         optional = {"aliases": list, "domain": str, "source": str, "licence": str}
         document = check_fields(data, "The skill", required, optional)
@@ -95,10 +95,11 @@ class Skill:
             raise KSGenError(f"The skill's aliases must be a list of texts that are not empty, got {aliases!r}.")
         return cls(steps=tuple(steps), aliases=tuple(aliases), **document)
 
-
-def _of_plan(plan: Plan) -> Skill:
-    steps = (SkillStep(s.text, s.before, s.after, s.seconds) for s in plan.steps)
-    return Skill(plan.goal, tuple(steps), source=plan.sources[0] if plan.sources else "")
+    @classmethod
+    def of_plan(cls, plan: Plan) -> Skill:
+        """A plan as a skill without other names, from the plan's first source; seeds and locks are a run's own."""
+        steps = (SkillStep(s.text, s.before, s.after, s.seconds) for s in plan.steps)
+        return cls(plan.goal, tuple(steps), source=plan.sources[0] if plan.sources else "")
 
 
 def read_library(*places: str | Path) -> tuple[Skill, ...]:
