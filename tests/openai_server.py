@@ -22,12 +22,13 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.asked: dict[str, Any] = json.loads(body)
+        answer = self.server.answers[min(len(self.server.requests), len(self.server.answers) - 1)]
+        self.asked: dict[str, Any] = {}
+        if answer is not too_large:
+            self.asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.requests.append((self.path, dict(self.headers.items()), self.asked))
-        number = min(len(self.server.requests), len(self.server.answers)) - 1
         try:
-            self.server.answers[number](self)
+            answer(self)
         except OSError:
             pass  # the client has gone
         self.close_connection = True
@@ -167,6 +168,24 @@ def break_off(text: str = PLAN) -> Answer:
         handler.connection.shutdown(socket.SHUT_RDWR)
 
     return answer
+
+
+def chunked(text: str = PLAN, whole: bool = True) -> Answer:
+    """The stream in HTTP/1.1's chunks, cut off within one if it is not `whole`."""
+
+    def answer(handler: Handler) -> None:
+        handler.begin(Transfer_Encoding="chunked")
+        for data in [*tokens(text), event("", "stop")] if whole else tokens(text)[:3]:
+            handler.write(b"%x\r\n%b\r\n" % (len(data), data))
+        handler.write(b"0\r\n\r\n" if whole else b"ff\r\ndata: ")
+
+    return answer
+
+
+def too_large(handler: Handler) -> None:
+    """Answers before it has read the request, and reads no more of it."""
+    refuse(413, "picture too large")(handler)
+    handler.connection.shutdown(socket.SHUT_RDWR)
 
 
 def hang_up(handler: Handler) -> None:

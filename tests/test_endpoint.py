@@ -193,7 +193,21 @@ def test_a_second_400_is_the_answer():
     assert len(server.requests) == 2
 
 
-@pytest.mark.parametrize("first", [peer.refuse(429), peer.refuse(503), peer.hang_up, peer.break_off()])
+def test_a_stream_in_chunks():
+    with Server(peer.chunked()) as server:
+        assert len(plan_of(server).steps) == 2
+
+
+def test_an_answer_before_the_request_is_read():
+    noise = Query(torch.rand(1000, 1000, 3), "make tea")
+    with Server(peer.too_large) as server, pytest.raises(Refused, match="too large") as error:
+        list(write_plan(noise, (), settings(server)))
+    assert error.value.status == 413
+
+
+@pytest.mark.parametrize(
+    "first", [peer.refuse(429), peer.refuse(503), peer.hang_up, peer.break_off(), peer.chunked(whole=False)]
+)
 def test_what_may_pass_is_tried_again(first):
     with Server(first, peer.stream()) as server:
         assert len(plan_of(server).steps) == 2

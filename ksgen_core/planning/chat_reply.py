@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import KSGenError
 
 DONE = "[DONE]"
+_NONE = object()
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,9 @@ class EventReader:
         return [event for line in (rest, b"") for event in self._line(line)]
 
     def _line(self, raw: bytes) -> list[str]:
-        try:
-            line = raw.rstrip(b"\r\n").decode("utf-8")
-        except UnicodeDecodeError:
-            raise KSGenError("The server's reply is not UTF-8. Look at the server.") from None
+        line = _text(raw.rstrip(b"\r\n"), "utf-8")
+        if line is None:
+            raise KSGenError("The server's reply is not UTF-8. Look at the server.")
         if self._first:
             line, self._first = line.removeprefix("\ufeff"), False
         if line.startswith("data:"):
@@ -81,26 +81,38 @@ def read_whole(data: bytes) -> Piece:
 def error_words(body: bytes) -> str:
     """What a refusal says: the message in OpenAI's shape or another server's, else the text as it is."""
     text = body.decode("utf-8", "replace")
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError):
-        return text
+    document = _json(text)
     return _fault(document)[1] if isinstance(document, dict) else text
 
 
 def whole_characters(text: str, errors: str = "strict") -> str:
     """Halves of characters that came in two pieces are put together. Raises `KSGenError` where one is left alone."""
+    whole = _text(text.encode("utf-16", "surrogatepass"), "utf-16", errors)
+    if whole is None:
+        raise KSGenError("The server's reply holds half a character. Ask again.")
+    return whole
+
+
+def _text(data: bytes, coding: str, errors: str = "strict") -> str | None:
+    """The text, or None: Python's own error holds the data, and our errors are not to be chained to that."""
     try:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", errors)
+        return data.decode(coding, errors)
     except UnicodeDecodeError:
-        raise KSGenError("The server's reply holds half a character. Ask again.") from None
+        return None
+
+
+def _json(data: str | bytes) -> Any:
+    """What the JSON holds, or `_NONE`, for the same reason."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return _NONE
 
 
 def _piece(data: str | bytes, name: str) -> Piece:
-    try:
-        document = json.loads(data)
-    except (ValueError, RecursionError):
-        raise KSGenError("The server's reply is no JSON. Is the URL that of an OpenAI-compatible API?") from None
+    document = _json(data)
+    if document is _NONE:
+        raise KSGenError("The server's reply is no JSON. Is the URL that of an OpenAI-compatible API?")
     if not isinstance(document, dict):
         raise KSGenError("The server's reply is no JSON object. Is the URL that of an OpenAI-compatible API?")
     if document.get("error"):

@@ -109,7 +109,7 @@ def _try(
             answer = _Answer(line, address, key, settings)
             head = yield from answer.head()
             if head.status in (301, 302, 307, 308):
-                address = answer.redirected(head)
+                address = redirected(address, head.headers.get("location", ""), key)
             elif head.status == 200:
                 return (yield from answer.read(head)), key
             else:
@@ -210,26 +210,26 @@ class _Answer:
         words = words if len(words) <= 300 else words[:300] + "..."
         return Refused(f"{self.address.shown} {what}: {words} {advice}".strip(), status, wait)
 
-    def redirected(self, head: Head) -> Address:
-        """Where to ask instead. Raises `KSGenError` for another host or port and for https left for http."""
-        here, fault = self.address, ""
-        try:
-            there = read_address(
-                urljoin(f"{here.scheme}://{here.place}{here.target}", head.headers.get("location", ""))
-            )
-        except (KSGenError, ValueError):
-            raise KSGenError(f"{here.shown} redirects to something that is no URL. Look at the server.") from None
-        own = (there.scheme, there.host, there.port) == (here.scheme, here.host, here.port)
-        ports = (PORTS["http"], PORTS["https"])
-        safer = (here.scheme, there.scheme) == ("http", "https") and (here.port, there.port) == ports
-        if not own and not (safer and there.host == here.host):
-            fault = f"redirects to {scrub(f'{there.scheme}://{there.place}', self.key)}, which is not followed"
-        elif scrub(there.target, self.key) != there.target:
-            # The URL is shown in errors.
-            fault = "redirects to a URL that holds the key, which is not followed"
-        if fault:
-            raise KSGenError(f"{here.shown} {fault}. If it is right, give that URL.")
-        return there
+
+def redirected(here: Address, location: str, key: Key | None) -> Address:
+    """Where to ask instead. Raises `KSGenError` for another host or port and for https left for http."""
+    there = None
+    try:
+        there = read_address(urljoin(f"{here.scheme}://{here.place}{here.target}", location))
+    except (KSGenError, ValueError):
+        pass  # urljoin's own error holds the URL, and ours is not to be chained to it
+    if there is None:
+        raise KSGenError(f"{here.shown} redirects to something that is no URL. Look at the server.")
+    own = (there.scheme, there.host, there.port) == (here.scheme, here.host, here.port)
+    ports = (PORTS["http"], PORTS["https"])
+    safer = (here.scheme, there.scheme) == ("http", "https") and (here.port, there.port) == ports
+    if not own and not (safer and there.host == here.host):
+        place = scrub(f"{there.scheme}://{there.place}", key)
+        raise KSGenError(f"{here.shown} redirects to {place}, which is not followed. If it is right, give that URL.")
+    if scrub(there.target, key) != there.target:
+        # The URL is shown in errors.
+        raise KSGenError(f"{here.shown} redirects to a URL that holds the key, which is not followed.")
+    return there
 
 
 def _seconds(retry_after: str) -> float:
