@@ -309,6 +309,26 @@ def test_a_server_that_never_ends_is_stopped_by_the_size():
         plan_of(server)
 
 
+def test_the_size_is_bounded_while_nobody_listens():
+    sent = [0]
+
+    def flood(handler: peer.Handler) -> None:
+        handler.begin()
+        try:
+            while True:
+                handler.write(b": " + b"x" * 65_000 + b"\n\n")
+                sent[0] += 65_000
+        finally:
+            handler.server.gone.set()
+
+    with Server(flood) as server:
+        events = write_plan(QUERY, (), settings(server))
+        next(events)
+        assert server.gone.wait(60)
+    # What the system itself holds ready, on both sides, comes on top.
+    assert sent[0] < 40_000_000
+
+
 def test_a_text_that_never_ends_is_stopped_by_its_length():
     def babble(handler: peer.Handler) -> None:
         handler.begin()

@@ -54,9 +54,8 @@ def post(
     be made or breaks off, `KSGenError` for a silent, slow, long or unreadable answer and an untrusted certificate.
     """
     line, heard = _Line(), queue.SimpleQueue[Head | bytes | Exception]()
-    request = (address, dict(headers), body, connect_seconds, silence_seconds)
+    request = (address, dict(headers), body, connect_seconds, silence_seconds, most_bytes)
     threading.Thread(target=_talk, args=(line, heard, *request), name="ksgen-post", daemon=True).start()
-    size = 0
     try:
         while True:
             try:
@@ -71,12 +70,6 @@ def post(
                 raise _told(event, address, line.is_held, connect_seconds, silence_seconds)
             if event == b"":
                 return
-            if isinstance(event, bytes):
-                size += len(event)
-                if size > most_bytes:
-                    raise KSGenError(
-                        f"{address.shown} answers with more than {most_bytes} bytes. Ask for fewer tokens."
-                    )
             yield event
     finally:
         line.cut()
@@ -117,9 +110,13 @@ def _talk(
     body: bytes,
     connect_seconds: float,
     silence_seconds: float,
+    most_bytes: int,
 ) -> None:
-    """Puts the head, the pieces and at the end b"" into `heard`, or the error."""
-    connection = None
+    """Puts the head, the pieces and at the end b"" into `heard`, or the error.
+
+    The size is bounded here: nobody may be taking out what comes in.
+    """
+    connection = response = None
     try:
         if address.scheme == "https":
             context = ssl.create_default_context()
@@ -138,7 +135,11 @@ def _talk(
             pass  # it has answered before it has read all, e.g. that the picture is too large
         response = connection.getresponse()
         heard.put(Head(response.status, {name.lower(): v for name, v in response.getheaders()}))
+        size = 0
         while piece := response.read1(READ_BYTES):
+            size += len(piece)
+            if size > most_bytes:
+                raise KSGenError(f"{address.shown} answers with more than {most_bytes} bytes. Ask for fewer tokens.")
             heard.put(piece)
         if response.length:
             raise http.client.IncompleteRead(b"", response.length)
@@ -146,8 +147,10 @@ def _talk(
     except Exception as error:  # all of them are raised again, where the caller is
         heard.put(error)
     finally:
-        if connection is not None:
-            connection.close()
+        # Where the answer's end is the connection's, the connection has left it to the response.
+        for held in (response, connection):
+            if held is not None:
+                held.close()
 
 
 def _told(error: Exception, address: Address, connected: bool, connect_seconds: float, silence_seconds: float):
