@@ -9,7 +9,9 @@ from pathlib import Path
 
 from .errors import KSGenError
 from .retrieval.check import faults
+from .retrieval.embed import Embedding, installed_embedding
 from .retrieval.importers import IMPORTERS
+from .retrieval.index import VectorIndex, cache_folder
 from .retrieval.library import BUILT_IN, library_files, read_library, write_library
 from .retrieval.search import SkillSearch
 
@@ -43,6 +45,11 @@ def main(argv: list[str] | None = None) -> int:
     search.set_defaults(command=_search)
     search.add_argument("goal")
     search.add_argument("places", **given)
+    meaning = search.add_mutually_exclusive_group()
+    meaning.add_argument("--words", action="store_true", help="compare words alone, not meaning")
+    meaning.add_argument(
+        "--embedding", type=Path, metavar="DIR", help="a folder of sentence-transformers (default: the installed one)"
+    )
     search.add_argument("--count", type=_count, default=5, metavar="N", help="at most N skills (default: 5)")
     arguments = parser.parse_args(argv)
     return arguments.command(arguments)
@@ -79,11 +86,15 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _search(arguments: argparse.Namespace) -> int:
-    search = SkillSearch(read_library(*arguments.places), count=arguments.count)
+    folder = None if arguments.words else arguments.embedding or installed_embedding()
+    vectors = VectorIndex(Embedding(folder), cache_folder()) if folder else None
+    search = SkillSearch(read_library(*arguments.places), vectors, arguments.count)
     for example in search.find(arguments.goal):
         print(f"{example.score:6.2f}  {example.plan.goal}  ({example.source})")
         for number, step in enumerate(example.plan.steps, 1):
             print(f"          {number}. {step.text}")
+    missing = "" if folder or arguments.words else "; no sentence embedding is installed"
+    print(f"found by {search.by}{missing}")
     return 0
 
 

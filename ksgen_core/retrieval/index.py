@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +44,17 @@ UNLIKE = (
 """Goals that have nothing to do with each other: how near an embedding puts them is its zero."""
 
 log = logging.getLogger("ksgen")
+
+
+def cache_folder() -> Path:
+    """Where the command line keeps its index: the user's folder for what can be made again."""
+    if os.name == "nt":
+        place = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        place = Path.home() / "Library" / "Caches"
+    else:
+        place = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(place) / "ksgen" / "index"
 
 
 class Embed(Protocol):
