@@ -32,18 +32,18 @@ class Started:
         return render(self.room, self.shot, now, self.run.steps[0], after, 0.0, size)
 
 
-def make_started(split: str, seed: int, *, skip: int | None = None) -> Started:
+def make_started(split: str, seed: int, *, begun: bool | None = None) -> Started:
     """The started instance with this number: the same one for ever. At least one step is left.
 
-    `skip` is how many steps are done; without it any number is as likely as any other.
+    Any number of steps is done, each as likely as any other; if `begun` at least one, if not `begun` none.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}, known are {SPLITS}")
     random = Random(f"started/{split}/{seed}")
     skill = mixture(random) if split == "mixed" else random.choice(skills_of(split))
     whole = unfold(skill, random, skip=0)
-    drawn = random.randrange(len(whole.steps))
-    k = drawn if skip is None else min(skip, len(whole.steps) - 1)
+    fewest, most = int(begun is True), 1 if begun is False else len(whole.steps)
+    k = random.randrange(fewest, most)
     run = Run(skill, whole.goal, whole.steps[k:], whole.texts[k:], whole.states[k:])
     room = furnish(skill.cast, random)
     return Started(run, whole.steps[:k], room, frame_up(room, run.states[0], run.steps[0], random))

@@ -7,17 +7,21 @@ of this world is taken over. Its processor needs no torchvision.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
+from ..checkpoints_diffusers import quietly
 from .clip_tokenizer import byte_letters
 
 if TYPE_CHECKING:
-    from transformers import LlavaForConditionalGeneration
+    from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 IMAGE, REPLY, END, PAD = "<|picture|>", "<|reply|>", "<|end|>", "<|pad|>"
 SPECIAL = (PAD, END, REPLY, IMAGE)
@@ -40,6 +44,12 @@ TEMPLATE = (
 """The system message is left out: this model does one thing, and short prompts are cheap."""
 MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """CLIP's, with which the image tower was trained."""
+
+OWN_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("preprocessor_config.json", "processor_config.json", "chat_template.jinja"),
+)
+"""What a folder holds besides what the model itself writes."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +115,8 @@ def new_planner_folder(folder: Path, texts: Sequence[str], sizes: PlannerSizes, 
     _write_processor(folder, sizes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        new_model(folder, sizes).save_pretrained(folder)
+        with quietly():
+            new_model(folder, sizes).save_pretrained(folder)
 
 
 def new_model(folder: Path, sizes: PlannerSizes) -> LlavaForConditionalGeneration:
@@ -161,8 +172,6 @@ def write_tokenizer(folder: Path, texts: Sequence[str], length: int) -> None:
 
     A byte-level BPE without merges that looks whole pieces up first, so constrained decoding knows every token's bytes.
     """
-    import re
-
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
     letters = byte_letters()
@@ -219,16 +228,49 @@ def _write_processor(folder: Path, sizes: PlannerSizes) -> None:
     (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
 
 
-def take_over_tower(model: LlavaForConditionalGeneration, encoder: Path) -> None:
-    """Copy the weights of the key steps' image encoder, a CLIP folder, into the model's tower, as far as it reaches."""
-    from transformers import CLIPVisionModelWithProjection
+def take_over_tower(model: LlavaForConditionalGeneration, encoder: nn.Module) -> None:
+    """Copy the weights of a CLIP image encoder of the same width into the model's tower, as far as that reaches.
 
-    trained = CLIPVisionModelWithProjection.from_pretrained(encoder, dtype=torch.float32)
-    theirs = trained.state_dict()
+    Raises `ValueError` if it is of another size.
+    """
+    theirs = {key.removeprefix("vision_model."): value for key, value in encoder.state_dict().items()}
     tower = model.model.vision_tower
-    prefix = "vision_model." if any(key.startswith("vision_model.") for key in tower.state_dict()) else ""
-    ours = {key: theirs["vision_model." + key.removeprefix(prefix)] for key in tower.state_dict()}
-    tower.load_state_dict(ours)
+    wanted = {key: theirs.get(key.removeprefix("vision_model.")) for key in tower.state_dict()}
+    for key, value in tower.state_dict().items():
+        if (found := wanted[key]) is None or found.shape != value.shape:
+            raise ValueError(f"the image encoder has no {key} of shape {tuple(value.shape)}")
+    tower.load_state_dict(wanted)
+
+
+@dataclass(eq=False)
+class PlannerModel:
+    """The mini MLLM in training, in float32, and the folder that it came from."""
+
+    model: LlavaForConditionalGeneration
+    tokenizer: PreTrainedTokenizerFast
+    folder: Path
+
+    @classmethod
+    def load(cls, folder: Path, device: str = "cpu") -> PlannerModel:
+        from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
+
+        with quietly():
+            model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        return cls(model.to(device), tokenizer, folder)
+
+    def parts(self) -> dict[str, nn.Module]:
+        return {"planner": self.model}
+
+    def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write an ordinary transformers folder; the model itself stays as it is."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in OWN_FILES:
+            (folder / name).write_bytes((self.folder / name).read_bytes())
+        whole = deepcopy(self.model).to("cpu", dtype)
+        with quietly():
+            whole.save_pretrained(folder)
+        (folder / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
 
 
 def _write_json(path: Path, data: object) -> None:

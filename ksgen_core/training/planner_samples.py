@@ -28,6 +28,8 @@ SPLITS, PICTURES = ("train", "mixed"), 16_000
 """So many started instances of each split, their number being the seed."""
 VARIANTS = 24
 """Plans of a skill that examples are drawn from."""
+COPYING = 0.3
+"""The share of samples whose steps are random words. Real steps are soon known by heart, these can only be copied."""
 GREY = 127
 """Of the picture that shows nothing."""
 
@@ -91,8 +93,8 @@ def draw_sample(started: Started, random: Random, count: int) -> Sample:
 
     Without examples a trained skill's steps come in their own order and first wording.
     """
-    if count and random.random() < 0.1:
-        return _copying(random, count)
+    if count and random.random() < COPYING:
+        return copying(random, count)
     skill, done = started.run.skill, started.done
     named = skill.name in BY_NAME
     invented = not named and random.random() < 0.6
@@ -187,11 +189,15 @@ def _invented_goals(random: Random) -> list[str]:
     return found
 
 
-def _copying(random: Random, count: int) -> Sample:
-    """Steps of words at random, which no picture shows as done: copying alone."""
-    plans, goals = [], [_invented_goals(random) for _ in range(count)]
-    for own in goals:
-        plans.append(_plan(own[0], [_made_up(random, 2, 8) for _ in range(random.randint(2, 6))]))
+def copying(random: Random, count: int, steps: int = 6, words: int = 8) -> Sample:
+    """Steps of words at random, which no picture shows as done: copying alone, from one of `count` examples.
+
+    A plan has at most so many steps, of at most so many words each.
+    """
+    plans = []
+    for _ in range(count):
+        texts = [_made_up(random, 2, words) for _ in range(random.randint(2, steps))]
+        plans.append(_plan(_made_up(random, 1, words - 1), texts))
     wanted = 0 if random.random() < 0.7 else random.randrange(count)
     marks = tuple(tuple(0 if k == wanted else -1 for _ in plan.steps) for k, plan in enumerate(plans))
     reply = reply_of([step.text for step in plans[wanted].steps])

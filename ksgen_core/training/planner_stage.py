@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..checkpoints import write_atomically
 from ..planning.wording import user_text
+from ..tabletop.started import make_started
 from .loop import Progress, Recipe, fit
 from .planner_folder import (
     CLOSE_STEPS,
@@ -29,12 +31,12 @@ from .planner_folder import (
     OPEN_STEPS,
     PAD,
     REPLY,
-    PlannerSizes,
+    PlannerModel,
 )
-from .planner_samples import GREY, Pictures, Sample, draw_sample
+from .planner_samples import GREY, PICTURES, Pictures, Sample, copying, draw_sample
 
 if TYPE_CHECKING:
-    from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
+    from transformers import LlavaForConditionalGeneration
 
 PLANNER = Recipe(iterations=9000, batch=32, rate=1e-3, warm_up=300, decay=0.02, ema=0.998)
 PROMPT_WEIGHT = 0.15
@@ -44,6 +46,9 @@ DONE_WEIGHT = 0.5
 IGNORED = -100
 COUNTS = (0, 1, 1, 2, 2, 3, 3, 4, 4, 4)
 """How many examples a prompt has: each as likely as it is often here."""
+SCHOOL, SCHOOL_PAUSE = 2000, 6
+"""Up to this iteration all but every sixth batch is school: short prompts of random words without a picture, cheap, to
+learn copying from. Without it that begins late: real steps are learned by heart first."""
 GROUPS = 4
 """A batch is one of so many, drawn together and sorted by length."""
 
@@ -61,8 +66,9 @@ class Writer(nn.Module):
 class Encoder:
     """Samples to tensors, with the tokens that the folder's own processor makes of the same prompt."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, sizes: PlannerSizes) -> None:
-        self.tokenizer, self.sizes = tokenizer, sizes
+    def __init__(self, planner: PlannerModel) -> None:
+        tokenizer = self.tokenizer = planner.tokenizer
+        self.image_tokens = planner.model.config.image_seq_length
         one = {name: tokenizer.encode(name, add_special_tokens=False) for name in (OPEN_STEPS, NEXT_STEP, CLOSE_STEPS)}
         (self.open,), (self.next,), (self.close,) = one.values()
         self.image, self.reply, self.end, self.pad = tokenizer.convert_tokens_to_ids([IMAGE, REPLY, END, PAD])
@@ -70,9 +76,9 @@ class Encoder:
     def ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
-    def prompt(self, sample: Sample) -> list[int]:
+    def prompt(self, sample: Sample, picture: bool = True) -> list[int]:
         text = self.ids(user_text(sample.goal, sample.examples, sample.done))
-        return [*[self.image] * self.sizes.image_tokens, *text, self.reply]
+        return [*[self.image] * self.image_tokens * picture, *text, self.reply]
 
     def marks(self, prompt: Sequence[int], sample: Sample) -> list[int]:
         """`sample.marks`, each at the token that ends its step."""
@@ -89,13 +95,13 @@ class Encoder:
             raise ValueError("an example's step holds a mark of JSON itself")
         return [IGNORED if mark < 0 else mark for mark in found]
 
-    def batch(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """ids, mask, of_reply, of_examples, marks: [B, T] each, filled up on the right."""
+    def batch(self, samples: Sequence[Sample], picture: bool = True) -> dict[str, Tensor]:
+        """ids, mask, kinds (0 picture or filling, 1 reply, 2 prompt), marks: [B, T] each, filled up on the right."""
         rows = []
         for sample in samples:
-            prompt = self.prompt(sample)
+            prompt = self.prompt(sample, picture)
             reply = [*self.ids(sample.reply), self.end]
-            bare = self.sizes.image_tokens
+            bare = self.image_tokens * picture
             marks = self.marks(prompt, sample) + [IGNORED] * len(reply)
             kinds = [0] * bare + [2] * (len(prompt) - bare) + [1] * len(reply)
             rows.append((prompt + reply, kinds, marks))
@@ -117,10 +123,10 @@ def pixels_of(images: np.ndarray) -> Tensor:
     return (pictures - torch.tensor(MEAN)[:, None, None]) / torch.tensor(DEVIATION)[:, None, None]
 
 
-def losses_of_batch(writer: Writer, batch: dict[str, Tensor], pixels: Tensor) -> dict[str, Tensor]:
+def losses_of_batch(writer: Writer, batch: dict[str, Tensor], pixels: Tensor | None) -> dict[str, Tensor]:
     """Cross entropies of the reply, of the examples' tokens and of what is done."""
     model = writer.model
-    with torch.autocast(pixels.device.type, torch.bfloat16):
+    with torch.autocast(model.device.type, torch.bfloat16):
         out = model.model(
             input_ids=batch["ids"],
             pixel_values=pixels,
@@ -147,7 +153,7 @@ def losses_of_batch(writer: Writer, batch: dict[str, Tensor], pixels: Tensor) ->
 
 
 def in_parts(
-    writer: Writer, parts: Sequence[tuple[dict[str, Tensor], Tensor]], workers: ThreadPoolExecutor
+    writer: Writer, parts: Sequence[tuple[dict[str, Tensor], Tensor | None]], workers: ThreadPoolExecutor
 ) -> dict[str, Tensor]:
     """The losses of parts of a batch, one thread a part, with gradients that the loop can take from their sum.
 
@@ -155,7 +161,7 @@ def in_parts(
     """
     parameters = [parameter for parameter in writer.parameters() if parameter.requires_grad]
 
-    def work(part: tuple[dict[str, Tensor], Tensor]) -> tuple[dict[str, Tensor], Sequence[Tensor | None]]:
+    def work(part: tuple[dict[str, Tensor], Tensor | None]) -> tuple[dict[str, Tensor], Sequence[Tensor | None]]:
         losses = losses_of_batch(writer, *part)
         total = torch.stack(list(losses.values())).sum()
         gradients = torch.autograd.grad(total, parameters, allow_unused=True)
@@ -175,6 +181,12 @@ def in_parts(
     return {**means, "reply": means["reply"] + carrier}
 
 
+def draw_school(size: int, generator: torch.Generator) -> list[Sample]:
+    """Short prompts to copy from."""
+    random = Random(int(torch.randint(1 << 62, (), generator=generator)))
+    return [copying(random, random.choice((1, 1, 2)), 3, 4) for _ in range(size)]
+
+
 def draw_batch(pictures: Pictures, size: int, generator: torch.Generator) -> tuple[list[Sample], np.ndarray]:
     """Samples of about the same length, so that little is filled up, and their pictures [size, S, S, 3]."""
     random = Random(int(torch.randint(1 << 62, (), generator=generator)))
@@ -192,37 +204,58 @@ def draw_batch(pictures: Pictures, size: int, generator: torch.Generator) -> tup
 
 
 def train_planner(
-    model: LlavaForConditionalGeneration,
-    encoder: Encoder,
-    pictures: Pictures,
-    run: Path,
-    recipe: Recipe = PLANNER,
-    threads: int = 1,
+    planner: PlannerModel, pictures: Pictures, run: Path, recipe: Recipe = PLANNER, threads: int = 1
 ) -> Iterator[Progress]:
     """The whole model, tower included. `threads` work on a part of every batch each."""
-    writer = Writer(model).train().requires_grad_(True)
-    device = model.device
+    writer = Writer(planner.model).train().requires_grad_(True)
+    encoder, device = Encoder(planner), planner.model.device
     # Fused attention, whatever the loop thinks of it: with so many short heads it is the quickest on processors too.
     fused = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
-    def part_of(samples: Sequence[Sample], images: np.ndarray) -> tuple[dict[str, Tensor], Tensor]:
-        batch = {key: value.to(device) for key, value in encoder.batch(samples).items()}
-        return batch, pixels_of(images).to(device)
+    def part_of(samples: Sequence[Sample], images: np.ndarray | None) -> tuple[dict[str, Tensor], Tensor | None]:
+        batch = {key: value.to(device) for key, value in encoder.batch(samples, images is not None).items()}
+        return batch, None if images is None else pixels_of(images).to(device)
 
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as workers:
 
-        def losses_of(_: int, generator: torch.Generator) -> dict[str, Tensor]:
-            samples, images = draw_batch(pictures, recipe.batch, generator)
+        def losses_of(iteration: int, generator: torch.Generator) -> dict[str, Tensor]:
+            school = iteration < SCHOOL and iteration % SCHOOL_PAUSE
+            if school:
+                samples, images = draw_school(2 * recipe.batch, generator), None
+            else:
+                samples, images = draw_batch(pictures, recipe.batch, generator)
             with sdpa_kernel(fused):
-                if threads == 1:
-                    return losses_of_batch(writer, *part_of(samples, images))
-                parts = [part_of(samples[k::threads], images[k::threads]) for k in range(threads)]
-                return in_parts(writer, parts, workers)
+                parts = [
+                    part_of(samples[k::threads], None if images is None else images[k::threads]) for k in range(threads)
+                ]
+                losses = losses_of_batch(writer, *parts[0]) if threads == 1 else in_parts(writer, parts, workers)
+            return {f"school {name}": loss for name, loss in losses.items()} if school else losses
 
-        yield from fit("planner", writer, losses_of, recipe, run, seen=encoder_of(encoder))
+        yield from fit("planner", writer, losses_of, recipe, run, seen=f"{len(planner.tokenizer)} tokens")
     writer.eval()
 
 
-def encoder_of(encoder: Encoder) -> str:
-    """What stands for the tokens that it is trained on."""
-    return f"{len(encoder.tokenizer)} tokens"
+@torch.no_grad()
+def write_replies(planner: PlannerModel, run: Path, iteration: int, count: int = 8) -> None:
+    """Write `<run>/planner-replies/<iteration>.txt`: prompts that it is not trained on, what is wanted, what it writes.
+
+    During a training it is the model of this moment, not the moving average. Raises `KSGenError` if the file cannot be
+    written.
+    """
+    encoder, model = Encoder(planner), planner.model
+    training, random, parts = model.training, Random(iteration), []
+    model.eval()
+    for number in range(count):
+        started = make_started("train", PICTURES + number)
+        sample = draw_sample(started, random, number % 4)
+        picture = started.picture() if sample.seen else np.full((128, 128, 3), GREY, np.uint8)
+        prompt = torch.tensor([encoder.prompt(sample)], device=model.device)
+        pixels = pixels_of(picture[None]).to(model.device)
+        made = model.generate(input_ids=prompt, pixel_values=pixels, max_new_tokens=160, do_sample=False)
+        reply = planner.tokenizer.decode(made[0, prompt.shape[1] :], skip_special_tokens=True)
+        prompt_text = user_text(sample.goal, sample.examples, sample.done)
+        parts.append(f"{prompt_text}\nwanted {sample.reply}\nwrites {reply}\n")
+    model.train(training)
+    text = "\n".join(parts)
+    path = run / f"planner-replies/{iteration:06d}.txt"
+    write_atomically(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))

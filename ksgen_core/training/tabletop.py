@@ -20,9 +20,12 @@ from ..clips.wan_diffusers import ClipModel
 from ..errors import KSGenError
 from ..keysteps.sdxl_diffusers import KeyStepModel
 from ..tabletop.skills import all_texts
-from . import clip_stages, encoded, image_stages, judges, samples
+from . import clip_stages, encoded, image_stages, judges, planner_stage, samples
 from .loop import Progress, Recipe
 from .pack import pack
+from .planner_folder import MINI as PLANNER_MINI
+from .planner_folder import PlannerModel, new_planner_folder, take_over_tower
+from .planner_samples import build_pictures
 from .pool import TRAIN_INSTANCES, TRAIN_SPLITS, Pool, build_pool
 from .sdxl_folder import MINI, new_sdxl_folder
 from .wan_folder import MINI as WAN_MINI
@@ -31,9 +34,10 @@ from .wan_folder import new_wan_folder
 PARTS = (
     *("vae", "texts", "backbone", "encoders", "skill", "adapter"),
     *("clip_vae", "clip_decoder", "clips"),
+    "planner",
     *("state_judge", "action_judge"),
 )
-"""In this order; vae and encoders, and everything of the clips, do not depend on each other."""
+"""In this order; vae and encoders, and everything of the clips, do not depend on each other; planner needs encoders."""
 HOLDS = {
     "vae": ("vae",),
     "texts": ("text_encoder", "text_encoder_2"),
@@ -44,10 +48,12 @@ HOLDS = {
     "clip_vae": ("vae",),
     "clip_decoder": ("vae",),
     "clips": ("transformer", "text_encoder"),
+    "planner": ("planner",),
 }
 """What each part trains, by the names of `parts()`."""
 CLIP_PARTS = ("clip_vae", "clip_decoder", "clips")
-IMAGE_PARTS = tuple(part for part in HOLDS if part not in CLIP_PARTS)
+IMAGE_PARTS = tuple(part for part in HOLDS if part not in (*CLIP_PARTS, "planner"))
+Model = KeyStepModel | ClipModel | PlannerModel
 RECIPES = {
     "vae": image_stages.VAE,
     "texts": image_stages.TEXTS,
@@ -58,6 +64,7 @@ RECIPES = {
     "clip_vae": clip_stages.CLIP_VAE,
     "clip_decoder": clip_stages.CLIP_DECODER,
     "clips": clip_stages.CLIPS,
+    "planner": planner_stage.PLANNER,
 }
 
 
@@ -77,6 +84,14 @@ def _clip_model(run: Path, device: str = "cpu") -> ClipModel:
     return ClipModel.load(folder, device)
 
 
+def _planner_model(run: Path, device: str = "cpu") -> PlannerModel:
+    folder = run / "models/planner"
+    if not folder.exists():
+        _check_start(run)
+        write_folder(folder, lambda new: new_planner_folder(new, all_texts(), PLANNER_MINI))
+    return PlannerModel.load(folder, device)
+
+
 def _check_start(run: Path) -> None:
     """Raise `KSGenError` if the run has parts but nothing that they can have begun from, see `start_from`."""
     if not (run / "models").exists() and (found := _trained(run, HOLDS)):
@@ -90,7 +105,7 @@ def _trained(run: Path, parts: Iterable[str]) -> list[str]:
     return [part for part in parts if (run / f"{part}.safetensors").exists()]
 
 
-def _take(model: KeyStepModel | ClipModel, run: Path, *parts: str) -> None:
+def _take(model: Model, run: Path, *parts: str) -> None:
     """Take over what earlier parts have reached. Raises `KSGenError` for a part that is not there yet, or broken."""
     for part in parts:
         path = run / f"{part}.safetensors"
@@ -105,7 +120,7 @@ def _take(model: KeyStepModel | ClipModel, run: Path, *parts: str) -> None:
             model.parts()[name].load_state_dict(state)
 
 
-def _keep(model: KeyStepModel | ClipModel, run: Path, part: str) -> None:
+def _keep(model: Model, run: Path, part: str) -> None:
     parts = model.parts()
     states = {f"{name}/{key}": value for name in HOLDS[part] for key, value in parts[name].state_dict().items()}
     whole = {key: value.contiguous().clone() for key, value in states.items()}
@@ -129,16 +144,21 @@ def start_from(run: Path, models: Path) -> None:
     ):
         for part in parts:
             _keep(model, run, part)
+    stages = ["keysteps", "clips"]
+    if (models / "planner").exists():
+        _keep(PlannerModel.load(models / "planner"), run, "planner")
+        stages.append("planner")
 
     def copy(new: Path) -> None:
-        for stage in ("keysteps", "clips"):
+        for stage in stages:
             shutil.copytree(models / stage, new / stage)
 
     write_folder(run / "models", copy)
 
 
 def pack_models(run: Path, folder: Path) -> None:
-    """What is trained so far, as a models folder. A part not trained yet is all zeros, which weigh nothing in git.
+    """What is trained so far, as a models folder. A part not trained yet is all zeros, which weigh nothing in git; a
+    planner not trained yet is left out.
 
     Raises `KSGenError` if nothing at all is trained.
     """
@@ -157,7 +177,11 @@ def pack_models(run: Path, folder: Path) -> None:
     if not (run / "skill.safetensors").exists():
         with torch.no_grad():
             models[0].skill_transformer.empty_tokens.copy_(models[0].zero_image_tokens())
-    pack(*models, folder)
+    planner = None
+    if _trained(run, ["planner"]):
+        planner = _planner_model(run)
+        _take(planner, run, "planner")
+    pack(*models, folder, planner)
 
 
 def train_part(part: str, run: Path, recipe: Recipe | None = None, device: str = "cpu") -> Iterator[Progress]:
@@ -172,6 +196,9 @@ def train_part(part: str, run: Path, recipe: Recipe | None = None, device: str =
         yield from judges.train_action_judge(run, recipe or judges.ACTION_RECIPE, device)
         return
     recipe = recipe or RECIPES[part]
+    if part == "planner":
+        yield from _train_planner(run, recipe, device)
+        return
     pool = build_pool(run / "train", TRAIN_SPLITS, range(TRAIN_INSTANCES))
     if part in CLIP_PARTS:
         model = _clip_model(run, device)
@@ -185,6 +212,20 @@ def train_part(part: str, run: Path, recipe: Recipe | None = None, device: str =
         yield progress
     _keep(model, run, part)
     samples.write_pictures(part, model, run, recipe.iterations)
+
+
+def _train_planner(run: Path, recipe: Recipe, device: str) -> Iterator[Progress]:
+    planner, key_steps = _planner_model(run, device), _key_step_model(run)
+    _take(key_steps, run, "encoders")
+    take_over_tower(planner.model, key_steps.image_encoder)
+    pictures = build_pictures(run / "started")
+    threads = torch.get_num_threads() if device == "cpu" else 1
+    for progress in planner_stage.train_planner(planner, pictures, run, recipe, threads):
+        if progress.iteration % samples.EVERY == 0 and progress.iteration < progress.total:
+            planner_stage.write_replies(planner, run, progress.iteration)
+        yield progress
+    _keep(planner, run, "planner")
+    planner_stage.write_replies(planner, run, recipe.iterations)
 
 
 def _train_clip_part(part: str, model: ClipModel, pool: Pool, run: Path, recipe: Recipe) -> Iterator[Progress]:
