@@ -2,7 +2,8 @@
 
 A models folder is laid out like the embedded one, `mini`: `keysteps/` (an SDXL folder of diffusers with
 `image_encoder/`, `ip_adapter/` and `skill_transformer.safetensors`), `clips/` (a Wan image-to-video folder of
-diffusers) and, if it has one, `library.jsonl` (one ksgen.plan/1 document a line). A plain SDXL folder as `keysteps/`
+diffusers) and, if it has them, `planner/` (a language model of transformers) and `library.jsonl` (one ksgen.plan/1
+document a line). A plain SDXL folder as `keysteps/`
 draws by the policy `text_only`.
 """
 
@@ -72,6 +73,11 @@ class Models:
         """The folder's own plans to retrieve from, none if it has no `library.jsonl`."""
         own = self.folder / "library.jsonl"
         return read_library(own) if own.is_file() else ()
+
+    def planner(self) -> Path:
+        """The folder of the language model that plans: the folder's own `planner`, else the embedded one."""
+        own = self.folder / "planner"
+        return own if own.is_dir() else MINI / "planner"
 
     def picture_size(self) -> tuple[int, int]:
         """Height and width of the key images that the folder's backbone was made for."""

@@ -1,4 +1,4 @@
-"""The command line: `ksgen run`, `ksgen demo`, `ksgen library`, `ksgen score`, `ksgen train`, `ksgen bench`.
+"""The command line: `ksgen run`, `demo`, `plan`, `library`, `score`, `train`, `bench`.
 
 Everything that needs torch is imported inside the command that uses it, so that `--help` answers at once.
 """
@@ -20,7 +20,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import __version__
+from . import __version__, cli_planner
 from .errors import KSGenError
 from .keysteps.policies import POLICIES
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .types import Example, Plan, Query
 
 TRAINERS = ("tabletop",)
-BENCHMARKS = ("tabletop", "planning")
+BENCHMARKS = ("tabletop", "retrieval", "planning")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,6 +75,15 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", default="out/demo", metavar="DIR", help="default: out/demo; a former demo is replaced")
     _add_common(demo)
 
+    plan = commands.add_parser("plan", help="plan a skill and print the plan as ksgen.plan/1 JSON")
+    plan.set_defaults(command=_plan)
+    plan.add_argument("--image", required=True, metavar="FILE", help="the initial picture")
+    plan.add_argument("--goal", required=True, metavar="TEXT", help="the skill, e.g. 'make a cup of tea'")
+    plan.add_argument("--out", metavar="FILE", help="write the plan there instead of printing it")
+    plan.add_argument("--seed", type=int, default=0, metavar="N", help="of a language model (default: 0)")
+    _add_where(plan)
+    cli_planner.add_options(plan)
+
     library = commands.add_parser("library", help="import, list, check and search skill libraries", add_help=False)
     library.set_defaults(command=_library)
     score = commands.add_parser("score", help="score planners against plans that people followed", add_help=False)
@@ -92,13 +101,22 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="step k is made with seed N + k (default: 0)")
     parser.add_argument("--policy", choices=POLICIES, default=POLICIES[0], help=f"default: {POLICIES[0]}")
     parser.add_argument("--resume", action="store_true", help="go on with the run in the folder at its first gap")
-    parser.add_argument("--models", metavar="DIR", help="a models folder (default: the embedded models)")
     parser.add_argument("--updates", type=int, metavar="N", help="sampler updates per key image")
     parser.add_argument("--guidance", type=float, metavar="X", help="how strongly key images follow the text, from 1")
     parser.add_argument("--clip-updates", type=int, metavar="N", help="sampler updates per clip")
     parser.add_argument("--frames", type=int, metavar="N", help="frames per clip: a multiple of 4, plus 1")
+    _add_where(parser)
+    cli_planner.add_options(parser)
+
+
+def _add_where(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--models", metavar="DIR", help="a models folder (default: the embedded models)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+
+
+def _plan(args: argparse.Namespace, _own: Sequence[str]) -> int:
+    return cli_planner.plan(args, _device(args.device))
 
 
 def _run(args: argparse.Namespace, _own: Sequence[str]) -> int:
@@ -162,6 +180,7 @@ def _make(
         "models": str(models.folder) if args.models else "embedded",
         "draw": asdict(draw_with),
         "render": asdict(render_with),
+        **cli_planner.described(args),
         **({"demo": True} if demo else {}),
     }
 
@@ -170,11 +189,11 @@ def _make(
         resumed = storyboard.resume(args.out, settings, with_seeds(plan, args.seed) if plan else None)
         plan, limit = resumed.plan, None
 
+    device, dtype = _device(args.device), getattr(torch, args.dtype)
     if plan is None:
-        retrieve, make_plan = build.retriever(models), build.consensus()
+        retrieve, make_plan = cli_planner.chosen(args, models, device, args.dtype)
     else:
         retrieve, make_plan = _no_examples, _always(plan)
-    device, dtype = _device(args.device), getattr(torch, args.dtype)
     render = build.renderer(models, render_with, device, dtype)
     events = run(
         query,

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import host
+from . import host, language_models, libraries
 from .clips import KSGenCollectClips, KSGenJoinClips, KSGenRenderClips
 from .keysteps import KSGenDrawKeySteps
+from .library import KSGenLoadLibrary, KSGenRetrieveExamples
 from .models import KSGenLoadModels, KSGenNativeText
-from .plan import KSGenLoadPlan, KSGenPlanFromText, KSGenPlanSkill, KSGenSelectStep, KSGenStepLists
+from .plan import KSGenPlanSkill, KSGenReplan
+from .plan_steps import KSGenSelectStep, KSGenStepLists
+from .plan_text import KSGenEditPlan, KSGenLoadPlan, KSGenPlanFromReply, KSGenPlanFromText, KSGenPlanPrompt
 from .storyboard import KSGenSaveStoryboard, KSGenStoryboard
 
 NODES: list[type[io.ComfyNode]] = [
@@ -28,6 +31,12 @@ NODES: list[type[io.ComfyNode]] = [
     KSGenSelectStep,
     KSGenNativeText,
     KSGenCollectClips,
+    KSGenLoadLibrary,
+    KSGenRetrieveExamples,
+    KSGenReplan,
+    KSGenEditPlan,
+    KSGenPlanPrompt,
+    KSGenPlanFromReply,
 ]
 
 
@@ -36,6 +45,8 @@ class KSGenExtension(ComfyExtension):
 
     async def on_load(self) -> None:
         host.register_model_folders()
+        language_models.register_folder()
+        libraries.register_folder()
         host.offer_example_picture()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from comfy_api.latest import InputImpl, io
 
 from . import host, sockets
-from .plan import check_key_images
+from .plan_steps import check_key_images
 
 if TYPE_CHECKING:
     import torch

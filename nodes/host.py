@@ -133,13 +133,13 @@ class HostModels:
         if stage not in self._loaded:
             require_packages()
             model = getattr(self.models, stage)(memory.unet_offload_device(), dtype_for(device))
-            self._patchers[stage] = [_patcher(part, device) for part in model.parts().values()]
+            self._patchers[stage] = [patcher(part, device) for part in model.parts().values()]
             self._loaded[stage] = model
         memory.load_models_gpu(self._patchers[stage])
         return self._loaded[stage]
 
 
-def _patcher(part: torch.nn.Module, device: torch.device) -> Any:
+def patcher(part: torch.nn.Module, device: torch.device) -> Any:
     """The host's handle on one component.
 
     The holder is needed because the patcher writes `.device`, which diffusers and transformers models refuse. It has
@@ -204,7 +204,7 @@ def watch(events: Iterator[Update | Writing | Done], parts: int = 1) -> Iterator
                 continue
             if bar is None:
                 bar = comfy.utils.ProgressBar(event.total * parts)
-            if event.number <= last:
+            if last and event.number <= last:
                 before += event.total
             last = event.number
             preview = _preview(event) if isinstance(event, Update) else None

@@ -10,6 +10,12 @@ Models = io.Custom("KSGEN_MODELS")
 Plan = io.Custom("KSGEN_PLAN")
 """A `ksgen_core.types.Plan`."""
 
+Library = io.Custom("KSGEN_LIBRARY")
+"""A `ksgen_core.retrieval.search.SkillSearch`."""
+
+Examples = io.Custom("KSGEN_EXAMPLES")
+"""A tuple of `ksgen_core.types.Example`, the best one first."""
+
 Clips = io.Custom("KSGEN_CLIPS")
 """A tuple of `ksgen_core.types.Clip`, one per step."""
 

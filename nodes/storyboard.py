@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from comfy_api.latest import io, ui
 
 from . import host, sockets
-from .plan import check_key_images
+from .plan_steps import check_key_images
 
 if TYPE_CHECKING:
     import torch

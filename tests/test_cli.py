@@ -186,7 +186,7 @@ def test_ctrl_c_keeps_what_is_made_and_resume_goes_on(models, picture, tmp_path)
     ("change", "says"),
     [
         ({"--goal": ""}, "goal is empty"),
-        ({"--goal": "repair a bicycle"}, "No step found"),
+        ({"--goal": "launch a rocket to Mars"}, "No step found"),
         ({"--image": "missing.png"}, "not there"),
         ({"--image": "dot.png"}, "1x1"),
         ({"--image": "text.png"}, "cannot be read"),

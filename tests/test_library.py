@@ -82,7 +82,9 @@ def test_the_built_in_library_is_large_and_keeps_the_rules():
     skills = read_library(BUILT_IN)
     assert len(skills) >= 300 and len({skill.domain for skill in skills}) >= 14
     assert [(skills[n].goal, fault) for n, fault in faults(skills)] == []
-    assert {(skill.source, skill.licence) for skill in skills} == {("ksgen", "Apache-2.0")}
+    assert {skill.licence for skill in skills} == {"Apache-2.0"}
+    assert all(skill.source.startswith(f"ksgen:{skill.domain.replace(' ', '-')}/") for skill in skills)
+    assert len({skill.source for skill in skills}) == len(skills)
     assert all(step.before and step.after and step.seconds for skill in skills for step in skill.steps)
 
 

@@ -65,9 +65,13 @@ class Embedding:
         self.lower = bool(sizes.get("do_lower_case"))
         self.prompts: Mapping[str, str] = self._optional("config_sentence_transformers.json").get("prompts") or {}
 
-    @cached_property
+    @property
     def id(self) -> str:
         """The same for equal files, wherever they lie."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         digest = hashlib.blake2b(digest_size=16)
         for file in (*FILES, "sentence_bert_config.json", "config_sentence_transformers.json"):
             digest.update(f"\0{file}\0".encode())

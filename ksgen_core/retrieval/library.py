@@ -2,7 +2,7 @@
 
 {"kind": "ksgen.skill/1", "goal": "pump up a bicycle tyre", "aliases": ["inflate a bike tire"], "domain": "bicycle",
  "steps": [{"text": ..., "before": ..., "after": ..., "seconds": 4.0, "optional": true}, ...],
- "source": "ksgen", "licence": "Apache-2.0"}
+ "source": "ksgen:bicycle/1", "licence": "Apache-2.0"}
 
 `goal` and `steps` with their `text` must be there, the rest may be left out. Before and after are sentences on what is
 seen, fit to be image prompts. A library may hold several skills with one goal: people do it in several ways.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from shutil import copy, copytree
 
 import pytest
+import tiny_mllm
 from comfy_server import HOW_TO_GET_A_HOST, Server, find_host, new_base_folder, run_in_host
 
 HERE = Path(__file__).parent
@@ -58,6 +60,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The base folder of the server, with a folder `tiny` of untrained models beside the embedded ones."""
     folder = new_base_folder(tmp_path_factory.mktemp("comfy") / "base")
     add_tiny_models(folder / "models")
+    copytree(tiny_mllm.folder("gemma3"), folder / "models" / "LLM" / "tiny")
+    copy(HERE / "writing_text_encoder.py", folder / "custom_nodes")
     return folder
 
 

@@ -41,7 +41,14 @@ class Collect(logging.Handler):
 
 def describe(cls) -> dict:
     schema = cls.GET_SCHEMA()
-    inputs = [part for one in schema.inputs for part in one.get_all()]
+    # The front end's texts call an input inside another one by both names.
+    inside = {
+        f"{one.id}_{inner.id}": inner
+        for one in schema.inputs
+        for option in getattr(one, "options", None) or ()
+        for inner in getattr(option, "inputs", ())
+    }
+    inputs = schema.inputs
     return {
         "id": schema.node_id,
         "class": cls.__name__,
@@ -49,8 +56,12 @@ def describe(cls) -> dict:
         "display_name": schema.display_name,
         "description": schema.description,
         "search_aliases": schema.search_aliases,
-        "inputs": {one.id: one.tooltip for one in inputs},
-        "input_names": {one.id: one.display_name or one.id.replace("_", " ") for one in inputs},
+        "inputs": {one.id: one.tooltip for one in inputs} | {name: one.tooltip for name, one in inside.items()},
+        "input_names": {
+            name: one.display_name or one.id.replace("_", " ")
+            for name, one in ({one.id: one for one in inputs} | inside).items()
+        },
+        "top_inputs": [one.id for one in inputs],
         "output_names": [one.display_name for one in schema.outputs],
         "outputs": {one.id: one.tooltip for one in schema.outputs},
         "parameters": [name for name in inspect.signature(cls.execute).parameters if name != "cls"],

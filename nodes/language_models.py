@@ -1,0 +1,67 @@
+"""Language models in the host: the folders it offers, its memory management while one writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import folder_paths
+
+from ..ksgen_core.errors import KSGenError
+from . import host
+
+if TYPE_CHECKING:
+    from ..ksgen_core.planning.mllm_transformers import Mllm
+
+FOLDER = "LLM"
+"""The host's folder kind that other packs with language models use too."""
+
+
+def register_folder() -> None:
+    folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
+
+
+def names() -> list[str]:
+    """What the planner offers: the embedded model, then every transformers folder in the host's `LLM` folders."""
+    found = {
+        path.name
+        for root in folder_paths.get_folder_paths(FOLDER)
+        if Path(root).is_dir()
+        for path in Path(root).iterdir()
+        if (path / "config.json").is_file()
+    }
+    return [host.EMBEDDED, *sorted(found - {host.EMBEDDED})]
+
+
+def folder_of(name: str) -> str:
+    """The path of the model called `name`. Raises `KSGenError` for an unknown name, with the folders looked at."""
+    if name == host.EMBEDDED:
+        return str(host.MINI / "planner")
+    roots = folder_paths.get_folder_paths(FOLDER)
+    for root in roots:
+        if (Path(root) / name).is_dir():
+            return str(Path(root) / name)
+    raise KSGenError(f"There is no language model {name!r}. Put its folder into {' or '.join(roots)}.")
+
+
+@contextmanager
+def loaded(folder_or_id: str) -> Iterator[Mllm]:
+    """The model on the host's device, freed on the way out, however that comes: plans are made rarely, and a language
+    model that stays takes the memory of the next sampler."""
+    import comfy.model_management as memory
+
+    from ..ksgen_core.planning.mllm_transformers import Mllm
+
+    host.require_packages()
+    device = memory.get_torch_device()
+    model = Mllm.load(folder_or_id, memory.unet_offload_device(), host.dtype_for(device))
+    patchers = [host.patcher(part, device) for part in model.parts().values()]
+    try:
+        memory.load_models_gpu(patchers)
+        yield model
+    finally:
+        for one in patchers:
+            memory.unload_model_and_clones(one)
+        memory.soft_empty_cache()

@@ -1,0 +1,106 @@
+"""Where the host keeps libraries of skills and sentence embeddings, and how they are opened."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import folder_paths
+
+from ..ksgen_core.errors import KSGenError
+from . import host
+
+if TYPE_CHECKING:
+    from ..ksgen_core.retrieval.index import VectorIndex
+    from ..ksgen_core.retrieval.search import SkillSearch
+    from ..ksgen_core.types import Example, Query
+
+EVERYDAY, TABLETOP = "everyday skills", "Tabletop"
+WORDS_ONLY, INSTALLED = "words only", "installed"
+EMBEDDINGS = "sentence_transformers"
+"""The kind of model folder with sentence-transformers folders in it."""
+
+
+def register_folder() -> None:
+    folder_paths.add_model_folder_path(EMBEDDINGS, str(Path(folder_paths.models_dir) / EMBEDDINGS))
+
+
+def user_folder() -> Path:
+    """The pack's folder in the host's user folder; its `library` holds the user's own skills."""
+    return Path(folder_paths.get_user_directory()) / "ksgen"
+
+
+def names() -> list[str]:
+    """What the load node offers: the libraries that ship, then the files in the user's library folder."""
+    return [EVERYDAY, TABLETOP, *sorted(path.name for path in (user_folder() / "library").glob("*.jsonl"))]
+
+
+def embedding_names() -> list[str]:
+    """The ways to compare meaning that are there: an installed embedding first, words alone last."""
+    from ..ksgen_core.retrieval.embed import installed_embedding
+
+    found = {
+        path.name
+        for root in folder_paths.get_folder_paths(EMBEDDINGS)
+        if Path(root).is_dir()
+        for path in Path(root).iterdir()
+        if (path / "config.json").is_file()
+    }
+    installed = [INSTALLED] if installed_embedding() else []
+    return [*installed, WORDS_ONLY, *sorted(found)]
+
+
+def open_library(source: str, embedding: str, more: SkillSearch | None = None) -> SkillSearch:
+    """The library called `source`, with the skills of `more`. Raises `KSGenError` for unknown names, naming folders."""
+    from ..ksgen_core.retrieval.library import read_library
+    from ..ksgen_core.retrieval.search import SkillSearch
+
+    skills = read_library(*_places(source)) + (more.skills if more else ())
+    return SkillSearch(skills, _vectors(embedding))
+
+
+def examples_for(models: host.HostModels, query: Query) -> Sequence[Example]:
+    """What a planner gets that was given no examples: found in the models' own library, else in that of everyday
+    skills and the user's."""
+    from ..ksgen_core import build
+    from ..ksgen_core.retrieval.library import BUILT_IN
+
+    own = user_folder() / "library"
+    places = [BUILT_IN, *([own] if any(own.glob("*.jsonl")) else [])]
+    return build.retriever(models.models, places, _vectors(embedding_names()[0]))(query)
+
+
+def state(source: str) -> str:
+    """Changes whenever a file of the library does."""
+    files = [file for place in _places(source) for file in ([place] if place.is_file() else sorted(place.iterdir()))]
+    return " ".join(f"{path} {path.stat().st_mtime_ns} {path.stat().st_size}" for path in files)
+
+
+def _places(source: str) -> list[Path]:
+    from ..ksgen_core.retrieval.library import BUILT_IN
+
+    if source == EVERYDAY:
+        return [BUILT_IN]
+    if source == TABLETOP:
+        return [host.MINI / "library.jsonl"]
+    folder = user_folder() / "library"
+    if Path(source).name != source or not (folder / source).is_file():
+        raise KSGenError(f"There is no library {source!r} in {folder}. Put the file there, or choose another one.")
+    return [folder / source]
+
+
+def _vectors(embedding: str) -> VectorIndex | None:
+    from ..ksgen_core.retrieval.embed import Embedding, installed_embedding
+    from ..ksgen_core.retrieval.index import VectorIndex
+
+    if embedding == WORDS_ONLY:
+        return None
+    roots = folder_paths.get_folder_paths(EMBEDDINGS)
+    folders = [Path(root) / embedding for root in roots if Path(embedding).name == embedding]
+    if embedding == INSTALLED and (installed := installed_embedding()):
+        folders.append(installed)
+    folder = next((folder for folder in folders if folder.is_dir()), None)
+    if folder is None:
+        raise KSGenError(f"There is no embedding {embedding!r}. Put its folder into {' or '.join(roots)}.")
+    return VectorIndex(Embedding(folder), user_folder() / "index")

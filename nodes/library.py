@@ -1,0 +1,109 @@
+"""Nodes that open libraries of skills and look examples up in them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from comfy_api.latest import io, ui
+
+from . import libraries, sockets
+
+if TYPE_CHECKING:
+    from ..ksgen_core.retrieval.search import SkillSearch
+    from ..ksgen_core.types import Example
+
+
+class KSGenLoadLibrary(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="KSGenLoadLibrary",
+            display_name="Load Skill Library",
+            category=f"{sockets.CATEGORY}/planning",
+            description="Opens a library of skills to retrieve examples from. One can be joined behind another.",
+            search_aliases=["skill library", "knowledge base", "rag", "procedures", "how to library"],
+            inputs=[
+                io.Combo.Input(
+                    "source",
+                    options=libraries.names(),
+                    default=libraries.EVERYDAY,
+                    tooltip="'everyday skills' and 'Tabletop' ship with the pack. Other names are your "
+                    "ksgen.skill/1 files in ComfyUI's user/ksgen/library folder; 'ksgen library import' makes them.",
+                ),
+                io.Combo.Input(
+                    "embedding",
+                    options=libraries.embedding_names(),
+                    default=libraries.embedding_names()[0],
+                    tooltip="What finds skills said in other words: a sentence-transformers folder in ComfyUI's "
+                    "models/sentence_transformers, or the installed one. 'words only' compares words alone.",
+                ),
+                sockets.Library.Input(
+                    "library", optional=True, tooltip="Another library, to search both together. May be left out."
+                ),
+            ],
+            outputs=[
+                sockets.Library.Output("library", display_name="library", tooltip="For 'Retrieve Examples'."),
+                io.Int.Output("count", display_name="number of skills", tooltip="How many skills the library holds."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, source: str, embedding: str, library: SkillSearch | None = None) -> io.NodeOutput:
+        opened = libraries.open_library(source, embedding, library)
+        return io.NodeOutput(opened, len(opened.skills))
+
+    @classmethod
+    def fingerprint_inputs(cls, source: str, embedding: str, library: object = None) -> str:
+        return f"{embedding} {libraries.state(source)}"
+
+
+class KSGenRetrieveExamples(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="KSGenRetrieveExamples",
+            display_name="Retrieve Examples",
+            category=f"{sockets.CATEGORY}/planning",
+            description="Finds the plans of a library that fit a goal best, no two of the same steps, and shows them.",
+            search_aliases=["rag", "search skills", "find plans", "similar skills", "examples"],
+            is_output_node=True,
+            inputs=[
+                sockets.Library.Input("library", tooltip="From 'Load Skill Library'."),
+                io.String.Input(
+                    "goal",
+                    multiline=True,
+                    dynamic_prompts=False,
+                    default="make a cup of tea",
+                    tooltip="The skill in a few words, e.g. 'make a cup of tea'.",
+                ),
+                io.Int.Input("count", default=8, min=1, max=64, tooltip="At most so many examples."),
+                io.String.Input(
+                    "without",
+                    multiline=True,
+                    dynamic_prompts=False,
+                    default="",
+                    tooltip="Sources to leave out, one a line, as the preview names them.",
+                ),
+            ],
+            outputs=[
+                sockets.Examples.Output(
+                    "examples", display_name="examples", tooltip="For the planner and for 'Plan Prompt'."
+                ),
+                io.String.Output(
+                    "preview", display_name="preview", tooltip="The examples to read: score, goal, source, steps."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, library: SkillSearch, goal: str, count: int, without: str) -> io.NodeOutput:
+        left_out = {line.strip() for line in without.splitlines() if line.strip()}
+        examples = library.find(goal, count, left_out)
+        preview = "\n\n".join(map(_readable, examples))
+        return io.NodeOutput(examples, preview, ui=ui.PreviewText(f"found by {library.by}\n\n{preview}"))
+
+
+def _readable(example: Example) -> str:
+    often = f", {example.count} plans with these steps" if example.count > 1 else ""
+    steps = "\n".join(f"  {number}. {step.text}" for number, step in enumerate(example.plan.steps, 1))
+    return f"{example.score:.2f}  {example.plan.goal}  ({example.source}{often})\n{steps}"
