@@ -63,6 +63,12 @@ def model_inputs(
             f"The model's processor ({type(processor).__name__}) does not take the prompt: {error} Choose another "
             "model."
         ) from error
+    mark = getattr(processor, "image_token_id", None)
+    if sees and isinstance(mark, int) and not (inputs["input_ids"] == mark).any():
+        raise KSGenError("The model's chat template leaves the picture out. Get its files again.")
+    if not sees:
+        # transformers 4's tokenizers add the kinds of tokens, which few models without pictures take.
+        return {name: inputs[name] for name in ("input_ids", "attention_mask")}
     return {name: value for name, value in inputs.items() if hasattr(value, "shape")}
 
 
