@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from .retrieval.index import VectorIndex
 
 MINI = Path(__file__).resolve().parent / "mini"
+TO_AGREE, TO_READ = 64, 4
+"""How many examples a consensus wants (on COIN .644 by edit score, .639 with 8), and how many a language model."""
 STAGE_FILES = {
     "keysteps": ("model_index.json", "unet/config.json", "vae/config.json"),
     "clips": ("model_index.json", "transformer/config.json", "vae/config.json"),
@@ -116,12 +118,18 @@ def read_library(path: Path) -> tuple[Plan, ...]:
     return tuple(read_json_lines(path, "The library of plans", Plan.from_json, "{path}, line {number}"))
 
 
-def retriever(models: Models, libraries: Sequence[Path] = (BUILT_IN,), vectors: VectorIndex | None = None) -> Retriever:
-    """What finds examples: in the folder's own plans, which are what its models can draw; for a goal that has none
-    there, in those and in `libraries` of skills (files, or folders of them) together, by `vectors` too if given."""
+def retriever(
+    models: Models,
+    libraries: Sequence[Path] = (BUILT_IN,),
+    vectors: VectorIndex | None = None,
+    count: int = TO_AGREE,
+) -> Retriever:
+    """What finds at most `count` examples: in the folder's own plans, which are what its models can draw; for a goal
+    that has none there, in those and in `libraries` of skills (files, or folders of them), by `vectors` too if given.
+    """
     own = tuple(map(Skill.of_plan, models.library()))
-    known = SkillSearch(own) if own else None
-    everything = cache(lambda: SkillSearch((*own, *read_skills(*libraries)), vectors))
+    known = SkillSearch(own, count=count) if own else None
+    everything = cache(lambda: SkillSearch((*own, *read_skills(*libraries)), vectors, count))
 
     def retrieve(query: Query) -> tuple[Example, ...]:
         if known is not None:

@@ -60,7 +60,8 @@ def chosen(args: argparse.Namespace, models: Models, device: str, dtype: str) ->
 
     own = LIBRARY.expanduser()
     places = args.library or [BUILT_IN, *([own] if any(own.glob("*.jsonl")) else [])]
-    retrieve = build.retriever(models, places, _vectors(args.embedding))
+    count = build.TO_AGREE if args.planner == "retrieval" else build.TO_READ
+    retrieve = build.retriever(models, places, _vectors(args.embedding), count)
     if args.planner == "retrieval":
         return retrieve, build.consensus(args.fewest, args.most)
     if args.planner == "endpoint":

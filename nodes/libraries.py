@@ -60,15 +60,16 @@ def open_library(source: str, embedding: str, more: SkillSearch | None = None) -
     return SkillSearch(skills, _vectors(embedding))
 
 
-def examples_for(models: host.HostModels, query: Query) -> Sequence[Example]:
+def examples_for(models: host.HostModels, query: Query, agree: bool) -> Sequence[Example]:
     """What a planner gets that was given no examples: found in the models' own library, else in that of everyday
-    skills and the user's."""
+    skills and the user's. As many as can `agree`, or as a language model reads."""
     from ..ksgen_core import build
     from ..ksgen_core.retrieval.library import BUILT_IN
 
     own = user_folder() / "library"
     places = [BUILT_IN, *([own] if any(own.glob("*.jsonl")) else [])]
-    return build.retriever(models.models, places, _vectors(embedding_names()[0]))(query)
+    count = build.TO_AGREE if agree else build.TO_READ
+    return build.retriever(models.models, places, _vectors(embedding_names()[0]), count)(query)
 
 
 def state(source: str) -> str:

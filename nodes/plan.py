@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io
 
 from . import host, libraries, sockets
-from .planners import make_planner, planner_input
+from .planners import agrees, make_planner, planner_input
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +85,7 @@ class KSGenPlanSkill(io.ComfyNode):
         query = Query(one_picture(image), goal)
         make_plan = make_planner(planner)
         (planned,) = host.watch(
-            make_plan(query, libraries.examples_for(models, query) if examples is None else examples)
+            make_plan(query, libraries.examples_for(models, query, agrees(planner)) if examples is None else examples)
         )
         return plan_output(planned.plan)
 
@@ -138,6 +138,6 @@ class KSGenReplan(io.ComfyNode):
 
         query = Query(one_picture(image), plan.goal)
         make_plan = make_planner(planner, [step.text for step in kept_steps(plan, number)])
-        found = libraries.examples_for(models, query) if examples is None else examples
+        found = libraries.examples_for(models, query, agrees(planner)) if examples is None else examples
         (planned,) = host.watch(replan(plan, number, query, found, make_plan, words_of))
         return plan_output(planned.plan)

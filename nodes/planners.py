@@ -128,6 +128,11 @@ def _writing() -> list[io.Input]:
     ]
 
 
+def agrees(chosen: dict[str, Any] | None) -> bool:
+    """Whether the chosen planner lets many examples vote, rather than reading a few."""
+    return chosen is None or chosen["planner"] == RETRIEVAL
+
+
 def make_planner(chosen: dict[str, Any] | None, done: Sequence[str] = ()) -> Planner:
     """The planner that a node's `planner` input chose, knowing which steps are `done`. Raises `KSGenError`."""
     chosen = {"planner": RETRIEVAL, "fewest": 2, "most": 7, **(chosen or {})}

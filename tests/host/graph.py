@@ -31,7 +31,7 @@ def prompt_of(graph: dict[str, Any], object_info: dict[str, Any]) -> dict[str, A
 
 
 def widget_values(declared: dict[str, Any], values: list[Any]) -> dict[str, Any]:
-    """The widgets' values by input name; they stand in the order of the declared inputs."""
+    """The widgets' values by input name; they stand in the order of the declared inputs and are taken from `values`."""
     named = {}
     for name, (kind, *options) in declared.items():
         is_widget = isinstance(kind, list) or kind in (
@@ -45,6 +45,10 @@ def widget_values(declared: dict[str, Any], values: list[Any]) -> dict[str, Any]
         if not is_widget or not values or (options and options[0].get("forceInput")):
             continue
         named[name] = values.pop(0)
+        if kind == "COMFY_DYNAMICCOMBO_V3":
+            chosen = next(one["inputs"] for one in options[0]["options"] if one["key"] == named[name])
+            inside = {**chosen.get("required", {}), **chosen.get("optional", {})}
+            named |= {f"{name}.{inner}": value for inner, value in widget_values(inside, values).items()}
         if values and kind == "INT" and values[0] in AFTER_SEED and options[0].get("control_after_generate"):
             values.pop(0)
     return named
