@@ -199,10 +199,29 @@ def test_a_stream_in_chunks():
 
 
 def test_an_answer_before_the_request_is_read():
-    noise = Query(torch.rand(1000, 1000, 3), "make tea")
+    # More than the system holds ready for a server that does not read.
+    long = Query(QUERY.image, "make tea " * 1_500_000)
     with Server(peer.too_large) as server, pytest.raises(Refused, match="too large") as error:
-        list(write_plan(noise, (), settings(server)))
-    assert error.value.status == 413
+        list(write_plan(long, (), settings(server, picture=False)))
+    assert error.value.status == 413 and len(server.requests) == 1
+
+
+def test_a_document_that_is_cut_off_is_asked_for_again():
+    cut = peer.raw(b'{"choices": [', kind="application/json", Content_Length="100")
+    with Server(cut, peer.whole()) as server:
+        assert len(plan_of(server).steps) == 2
+    assert len(server.requests) == 2
+
+
+def test_a_server_may_think_for_longer_than_it_may_take_to_connect(monkeypatch):
+    monkeypatch.setattr(endpoint_talk, "CONNECT_SECONDS", 0.3)
+
+    def think(handler: peer.Handler) -> None:
+        threading.Event().wait(0.9)
+        peer.stream()(handler)
+
+    with Server(think) as server:
+        assert len(plan_of(server, retries=0).steps) == 2
 
 
 @pytest.mark.parametrize(
