@@ -306,6 +306,15 @@ def test_too_few_tokens_for_the_steps_are_refused_before_anything_is_written(mod
         written(model, WritingSettings(7, 7, 60))
 
 
+def test_the_log_says_when_a_plan_was_cut_short_and_only_then(caplog):
+    model = mllm("llama")
+    with caplog.at_level("WARNING", "ksgen"):
+        written(model, WritingSettings(1, 1, 900))
+        assert not caplog.records
+        written(model)
+    assert ["60 tokens" in record.getMessage() for record in caplog.records] == [True]
+
+
 def test_a_prompt_too_long_for_the_model_is_refused_before_it_is_read(model):
     many = EXAMPLES * 200
     with pytest.raises(KSGenError, match="fewer examples"):

@@ -101,7 +101,10 @@ class WayOut:
 
 
 class Constraint:
-    """One text in the making, of at most `max_tokens` tokens for logits of width V."""
+    """One text in the making, of at most `max_tokens` tokens for logits of width V.
+
+    `shortened` says whether the budget has changed what was to be written.
+    """
 
     def __init__(self, vocabulary: Vocabulary, schema: dict[str, Any], max_tokens: int, width: int) -> None:
         """Raises `KSGenError` if the tokenizer cannot spell such a text or not in so few tokens."""
@@ -114,6 +117,7 @@ class Constraint:
         if self._matcher.is_error():
             raise ValueError(f"llguidance does not take the schema: {self._matcher.get_error()}")
         self._bytes = b""
+        self.shortened = False
         self._way_out = self._find_way_out(self._matcher)
         if self._way_out is None:
             raise KSGenError("This model's tokenizer cannot spell a plan in JSON. Choose another model.")
@@ -150,6 +154,7 @@ class Constraint:
                 raise ValueError(f"token {token} is not allowed here")
             way = self._find_way_out(after)
             if (way is None or way.cost > self.left - 1) and self._way_out is not None and self._way_out.tokens:
+                self.shortened |= token != self._way_out.tokens[0]
                 token, *rest = self._way_out.tokens
                 way = WayOut(tuple(rest), self._way_out.filled)
             self._way_out = way

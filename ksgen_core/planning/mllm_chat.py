@@ -52,9 +52,10 @@ def model_inputs(
         picture = pixels.to_pil(pixels.one_picture(query.image))
         picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
         given["images"] = [picture]
-    # Many templates write the token that begins a text; the tokenizer would add a second one.
+    # As transformers does it: a text-only model's template writes every mark itself; one with pictures may leave the
+    # first to the tokenizer, and where it does not, a second one would be added.
     begin = getattr(tokenizer, "bos_token", None)
-    if begin and text.startswith(begin):
+    if (begin and text.startswith(begin)) if sees else chat_template(processor):
         given["add_special_tokens"] = False
     try:
         inputs = processor(text=[text], return_tensors="pt", **given)
@@ -78,7 +79,7 @@ def chat_text(processor: Any, sees: bool, system: str, user: str, whole: str) ->
     A template that refuses the role of the system, and a model without a template, get `whole`. A template may leave
     the system's text out, as that of a model trained for this one task does.
     """
-    template = getattr(processor, "chat_template", None) or getattr(_tokenizer(processor), "chat_template", None)
+    template = chat_template(processor)
     if not template:
         # Gemma's processor wants the token before a picture, others the one that stands for it, some want none.
         mark = getattr(processor, "boi_token", None) or getattr(processor, "image_token", None)
@@ -94,17 +95,25 @@ def chat_text(processor: Any, sees: bool, system: str, user: str, whole: str) ->
         [{"role": "user", "content": content(whole, True)}],
     )
     # Templates that can leave the model's thoughts out go by one of these names.
-    directly = {name: False for name in ("enable_thinking", "thinking") if re.search(rf"\b{name}\b", str(template))}
+    directly = {name: False for name in ("enable_thinking", "thinking") if re.search(rf"\b{name}\b", template)}
     faults = []
     for messages in attempts:
         try:
-            text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **directly)
+            text = processor.apply_chat_template(
+                messages, chat_template=template, add_generation_prompt=True, tokenize=False, **directly
+            )
             return _answering_at_once(text)
         except Exception as error:  # a template is a program of the model's maker and may raise what it likes
             faults.append(error)
     raise KSGenError(
         f"The model's chat template cannot be used: {faults[-1]} Get its files again, or choose another model."
     ) from faults[-1]
+
+
+def chat_template(processor: Any) -> str:
+    """The processor's template or, in older folders, its tokenizer's; of several the usual one; empty for none."""
+    template = getattr(processor, "chat_template", None) or getattr(_tokenizer(processor), "chat_template", None)
+    return (template.get("default") if isinstance(template, dict) else template) or ""
 
 
 def without_marks(text: str, tokenizer: Any) -> str:

@@ -9,8 +9,9 @@ Legend: T tokens read so far, V the width of the logits.
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,8 +27,11 @@ from .reply import ReplyError, plan_from_reply, reply_schema
 from .wording import FEWEST, MOST
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import nn
+
+log = logging.getLogger("ksgen")
 
 
 @dataclass(eq=False)
@@ -37,7 +41,7 @@ class Mllm:
     model: Any
     processor: Any
     sees: bool
-    folder: Path | None = field(default=None)
+    folder: Path | None = None
 
     @classmethod
     def load(
@@ -123,10 +127,12 @@ def write_plan(
 ) -> Iterator[Writing | Planned]:
     """Let the model write the plan, token by token; a `Writing` for each, the plan at the end.
 
-    The last steps are cut short if `settings.max_tokens` has no room for more. Stop iterating to cancel: what was
-    read is freed then, the model is the caller's. Raises `KSGenError` if the prompt is too long for the model or the
-    model cannot be used, `ReplyError` if what it wrote is no plan.
+    Where `settings.max_tokens` has no room for more, the plan is cut short and the log says so. Stop iterating to
+    cancel: what was read is freed then, the model is the caller's. Raises `KSGenError` if the prompt is too long for
+    the model or the model cannot be used, `ReplyError` if what it wrote is no plan.
     """
+    import torch
+
     settings = settings or WritingSettings()
     fewest, most = settings.fewest, settings.most
     inputs = model_inputs(mllm.processor, mllm.sees, query, examples, fewest=fewest, most=most, done=settings.done)
@@ -140,9 +146,9 @@ def write_plan(
     reading = Reading(mllm.model, inputs)
     logits = reading.logits
     constraint = Constraint(mllm.vocabulary, reply_schema(fewest, most), settings.max_tokens, logits.shape[0])
-    choose = Choice(settings.temperature, settings.seed)
+    generator = torch.Generator().manual_seed(settings.seed)
     for number in range(1, settings.max_tokens + 1):
-        token = constraint.take(choose(logits, constraint))
+        token = constraint.take(choose(logits, constraint.allowed(), settings.temperature, generator))
         yield Writing(constraint.text, number, settings.max_tokens)
         if constraint.done:
             break
@@ -151,6 +157,8 @@ def write_plan(
         raise ReplyError(
             f"The model had not ended its plan after {settings.max_tokens} tokens. Allow more.", constraint.text
         )
+    if constraint.shortened:
+        log.warning("The plan was cut short to end within %d tokens. Allow more for a longer one.", settings.max_tokens)
     sources = tuple(example.source for example in examples)
     plan = plan_from_reply(constraint.text, query.goal, sources=sources, planner="mllm", fewest=fewest, most=most)
     yield Planned(plan)
@@ -212,24 +220,18 @@ class Reading:
         return logits
 
 
-class Choice:
-    """Chooses the next token among the allowed ones."""
+def choose(logits: torch.Tensor, allowed: np.ndarray, temperature: float, generator: torch.Generator) -> int:
+    """logits float32 [V], allowed bool [V] -> a token: the likeliest at temperature 0, else one drawn by its chances.
 
-    def __init__(self, temperature: float, seed: int) -> None:
-        self.temperature, self.seed = temperature, seed
-        self._generator: Any = None
+    Raises `KSGenError` for logits that are not numbers.
+    """
+    import torch
 
-    def __call__(self, logits: torch.Tensor, constraint: Constraint) -> int:
-        """logits float32 [V] -> a token. Raises `KSGenError` for logits that are not numbers."""
-        import torch
-
-        allowed = torch.from_numpy(constraint.allowed()).nonzero().flatten()
-        scores = logits[allowed]
-        if scores.isnan().any() or not scores.isfinite().any():
-            raise KSGenError("The model's logits are not numbers (NaN). Load it in bfloat16 or float32.")
-        if self.temperature == 0:
-            return int(allowed[scores.argmax()])
-        if self._generator is None:
-            self._generator = torch.Generator().manual_seed(self.seed)
-        chances = ((scores - scores.max()) / self.temperature).softmax(0)
-        return int(allowed[torch.multinomial(chances, 1, generator=self._generator)])
+    tokens = torch.from_numpy(allowed).nonzero().flatten()
+    scores = logits[tokens]
+    if scores.isnan().any() or not scores.isfinite().any():
+        raise KSGenError("The model's logits are not numbers (NaN). Load it in bfloat16 or float32.")
+    if temperature == 0:
+        return int(tokens[scores.argmax()])
+    chances = ((scores - scores.max()) / temperature).softmax(0)
+    return int(tokens[torch.multinomial(chances, 1, generator=generator)])
