@@ -59,6 +59,10 @@ def test_no_text_gives_no_vector(folder):
     assert Embedding(folder)([]).shape == (0, 12)
 
 
+def test_half_a_character_is_one_that_is_not_known(folder):
+    np.testing.assert_allclose(*Embedding(folder)(["tea \ud800", "tea ?"]), atol=2e-6)
+
+
 def test_a_long_text_is_cut_at_the_models_length(folder):
     long = " ".join(WORDS[:14] + ["egg"] * 500)
     got = Embedding(folder)([long, " ".join(WORDS[:14])])

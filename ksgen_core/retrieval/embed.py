@@ -96,7 +96,9 @@ class Embedding:
         prompt = self.prompts.get(kind, "")
         found = np.empty((len(texts), self.width), np.float32)
         tokenizer = self._tokenizer
-        ids = [tokenizer.encode(prompt + (text.lower() if self.lower else text)).ids for text in texts]
+        given = (prompt + (text.lower() if self.lower else text) for text in texts)
+        # Half characters (lone surrogates), which JSON can hold, are no text to the tokenizer.
+        ids = [tokenizer.encode(text.encode("utf-8", "replace").decode("utf-8")).ids for text in given]
         # Texts of like length go together, so that little is padded.
         order = sorted(range(len(ids)), key=lambda n: len(ids[n]))
         with torch.inference_mode():
