@@ -28,7 +28,7 @@ SPLITS, PICTURES = ("train", "mixed"), 16_000
 """So many started instances of each split, their number being the seed."""
 VARIANTS = 24
 """Plans of a skill that examples are drawn from."""
-COPYING = 0.3
+COPYING = 0.15
 """The share of samples whose steps are random words. Real steps are soon known by heart, these can only be copied."""
 GREY = 127
 """Of the picture that shows nothing."""
