@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING
 
 import folder_paths
 
+from ..ksgen_core.checkpoints import read_json
 from ..ksgen_core.errors import KSGenError
 from . import host
 
 if TYPE_CHECKING:
+    import torch
+
     from ..ksgen_core.retrieval.index import VectorIndex
     from ..ksgen_core.retrieval.search import SkillSearch
     from ..ksgen_core.types import Example, Query
 
 EVERYDAY, TABLETOP = "everyday skills", "Tabletop"
-WORDS_ONLY, INSTALLED = "words only", "installed"
+WORDS_ONLY, INSTALLED, OFF = "words only", "installed", "off"
 EMBEDDINGS = "sentence_transformers"
 """The kind of model folder with sentence-transformers folders in it."""
 
@@ -40,15 +43,34 @@ def embedding_names() -> list[str]:
     """The ways to compare meaning that are there: an installed embedding first, words alone last."""
     from ..ksgen_core.retrieval.embed import installed_embedding
 
+    installed = [INSTALLED] if installed_embedding() else []
+    return [*installed, WORDS_ONLY, *_folders_of("bert")]
+
+
+def picture_embedding_names() -> list[str]:
+    """The CLIP models that can put examples in order by a picture, after the word for none."""
+    return [OFF, *_folders_of("clip")]
+
+
+def _folders_of(model_type: str) -> list[str]:
+    """The folders of sentence embeddings that hold a model of this type of transformers."""
     found = {
         path.name
         for root in folder_paths.get_folder_paths(EMBEDDINGS)
-        if Path(root).is_dir()
-        for path in Path(root).iterdir()
-        if (path / "config.json").is_file()
+        for path in Path(root).glob("*")
+        if (path / "config.json").is_file() and read_json(path / "config.json").get("model_type") == model_type
     }
-    installed = [INSTALLED] if installed_embedding() else []
-    return [*installed, WORDS_ONLY, *sorted(found)]
+    return sorted(found)
+
+
+def ordered_by_picture(examples: Sequence[Example], picture: torch.Tensor, embedding: str) -> Sequence[Example]:
+    """The examples with those first that begin as the picture `[H, W, 3]` looks. The model is let go afterwards."""
+    from ..ksgen_core.retrieval.mllm_clip import PictureText
+    from ..ksgen_core.retrieval.rerank import rerank
+
+    host.require_packages()
+    clip = PictureText(_embedding_folder(embedding))
+    return rerank(examples, picture, clip.picture, clip.texts)
 
 
 def open_library(source: str, embedding: str, more: SkillSearch | None = None) -> SkillSearch:
@@ -97,11 +119,14 @@ def _vectors(embedding: str) -> VectorIndex | None:
 
     if embedding == WORDS_ONLY:
         return None
+    installed = installed_embedding() if embedding == INSTALLED else None
+    return VectorIndex(Embedding(installed or _embedding_folder(embedding)), user_folder() / "index")
+
+
+def _embedding_folder(name: str) -> Path:
     roots = folder_paths.get_folder_paths(EMBEDDINGS)
-    folders = [Path(root) / embedding for root in roots if Path(embedding).name == embedding]
-    if embedding == INSTALLED and (installed := installed_embedding()):
-        folders.append(installed)
+    folders = [Path(root) / name for root in roots if Path(name).name == name]
     folder = next((folder for folder in folders if folder.is_dir()), None)
     if folder is None:
-        raise KSGenError(f"There is no embedding {embedding!r}. Put its folder into {' or '.join(roots)}.")
-    return VectorIndex(Embedding(folder), user_folder() / "index")
+        raise KSGenError(f"There is no embedding {name!r}. Put its folder into {' or '.join(roots)}.")
+    return folder

@@ -9,6 +9,8 @@ from comfy_api.latest import io, ui
 from . import libraries, sockets
 
 if TYPE_CHECKING:
+    import torch
+
     from ..ksgen_core.retrieval.search import SkillSearch
     from ..ksgen_core.types import Example
 
@@ -84,6 +86,20 @@ class KSGenRetrieveExamples(io.ComfyNode):
                     default="",
                     tooltip="Sources to leave out, one a line, as the preview names them.",
                 ),
+                io.Image.Input(
+                    "image",
+                    optional=True,
+                    tooltip="The initial picture, to put those examples first that begin as it looks. May be left out.",
+                ),
+                io.Combo.Input(
+                    "picture_embedding",
+                    display_name="picture embedding",
+                    options=libraries.picture_embedding_names(),
+                    default=libraries.OFF,
+                    optional=True,
+                    tooltip="What compares the picture with the examples: a CLIP folder of transformers in ComfyUI's "
+                    "models/sentence_transformers. 'off' leaves the examples in the order of their words and meaning.",
+                ),
             ],
             outputs=[
                 sockets.Examples.Output(
@@ -96,11 +112,28 @@ class KSGenRetrieveExamples(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, library: SkillSearch, goal: str, count: int, without: str) -> io.NodeOutput:
+    def execute(
+        cls,
+        library: SkillSearch,
+        goal: str,
+        count: int,
+        without: str,
+        image: torch.Tensor | None = None,
+        picture_embedding: str = libraries.OFF,
+    ) -> io.NodeOutput:
+        from ..ksgen_core.errors import KSGenError
+        from ..ksgen_core.pixels import one_picture
+
         left_out = {line.strip() for line in without.splitlines() if line.strip()}
         examples = library.find(goal, count, left_out)
+        by = library.by
+        if picture_embedding != libraries.OFF:
+            if image is None:
+                raise KSGenError("The examples are to be ordered by a picture, but none came in. Connect the image.")
+            examples = libraries.ordered_by_picture(examples, one_picture(image), picture_embedding)
+            by = f"{by}, ordered by the picture"
         preview = "\n\n".join(map(_readable, examples))
-        return io.NodeOutput(examples, preview, ui=ui.PreviewText(f"found by {library.by}\n\n{preview}"))
+        return io.NodeOutput(examples, preview, ui=ui.PreviewText(f"found by {by}\n\n{preview}"))
 
 
 def _readable(example: Example) -> str:

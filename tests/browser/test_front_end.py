@@ -70,7 +70,7 @@ def load_template(page: Page, name: str) -> list[str]:
     return [line for line in complaints if "KSGen" in line or PACK in line or "ks-gen" in line.lower()]
 
 
-@pytest.mark.parametrize("name", ["quickstart", "native-clips"])
+@pytest.mark.parametrize("name", ["quickstart", "native-clips", "plan-only", "plan-native-llm"])
 def test_the_front_end_loads_a_template_and_makes_the_prompt_that_the_host_tests_run(
     page: Page, server: Server, name: str
 ):
@@ -107,3 +107,20 @@ def test_the_front_end_queues_the_quickstart(page: Page, server: Server):
     prompt_id = next(iter(history), None) or queue["queue_running"][0][1]
     entry = server.wait(prompt_id, seconds=900)
     assert entry["status"]["completed"], entry["status"]
+
+
+def test_a_plan_is_shown_taken_over_and_edited_on_its_node(page: Page, server: Server):
+    load_template(page, "plan-only")
+    saved = page.evaluate("() => JSON.stringify(window.app.rootGraph.serialize())")
+    page.evaluate("async () => { await window.app.queuePrompt(0) }")
+    nodes = """type => window.app.rootGraph.nodes.find(node => node.type === type).widgets"""
+    shown = f"""type => ({nodes})(type).find(widget => widget.name === 'shown').element.value"""
+    page.wait_for_function(f"() => ({shown})('KSGenEditPlan').startsWith('1. ')", timeout=120_000)
+    assert page.evaluate(shown, "KSGenRetrieveExamples").startswith("found by words")
+    # What is only shown is no part of the graph.
+    assert page.evaluate("() => JSON.stringify(window.app.rootGraph.serialize())") == saved
+    page.evaluate(f"() => ({nodes})('KSGenEditPlan').find(widget => widget.type === 'button').callback()")
+    made = page.evaluate("async () => (await window.app.graphToPrompt()).output")
+    edit = next(node for node in made.values() if node["class_type"] == "KSGenEditPlan")
+    assert set(edit["inputs"]) == {"plan", "text"}
+    assert edit["inputs"]["text"] == page.evaluate(shown, "KSGenEditPlan")

@@ -94,7 +94,7 @@ class Server:
             )
         self._wait_until_up()
 
-    def _wait_until_up(self, seconds: float = 120) -> None:
+    def _wait_until_up(self, seconds: float = 300) -> None:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if self.process.poll() is not None:

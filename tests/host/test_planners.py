@@ -14,6 +14,7 @@ from openai_server import echo_key, stall, stream
 from test_run import Prompt, node
 
 REPLY = '{"steps":[{"text":"boil water"},\n {"text": "pour it over the tea"}]}'
+TEXTS_WRITTEN = ["boil water", "pour it over the tea"]
 WRITING = {"planner.fewest": 2, "planner.most": 7, "planner.max_tokens": 400, "planner.temperature": 0.0}
 
 
@@ -99,7 +100,7 @@ def test_a_model_of_the_hosts_own_writes_a_plan(server: Server):
     prompt = planning({"planner": "native", "planner.clip": ["writer", 0], **WRITING})
     prompt["writer"] = node("TestWritingTextEncoder", text=REPLY)
     plan = json.loads(shown(server, prompt))
-    assert [step["text"] for step in plan["steps"]] == ["boil water", "pour it over the tea"]
+    assert [step["text"] for step in plan["steps"]] == TEXTS_WRITTEN
     assert plan["planner"] == "native" and plan["goal"] == GOAL
 
 
@@ -170,7 +171,7 @@ def test_any_language_model_node_can_plan_through_text(server: Server):
     }
     outputs = server.run(prompt)
     assert f'Goal: "{GOAL}"' in outputs["show"]["text"][0]
-    assert texts(outputs["show_plan"]["text"][0]) == ["boil water", "pour it over the tea"]
+    assert texts(outputs["show_plan"]["text"][0]) == TEXTS_WRITTEN
     prompt["plan"]["inputs"]["fewest"] = 3
     with pytest.raises(NodeFailed, match="2"):
         server.run(prompt)
@@ -237,7 +238,7 @@ def test_a_server_writes_a_plan_and_the_key_is_found_nowhere(server: Server):
         entry = server.wait(number)
         assert entry["status"]["completed"], entry["status"]
         plan = json.loads(entry["outputs"]["show"]["text"][0])
-        assert [step["text"] for step in plan["steps"]] == ["boil water", "pour it over the tea"]
+        assert [step["text"] for step in plan["steps"]] == TEXTS_WRITTEN
         failing = planning(choice | {"planner.seed": 2})
         failed = server.wait(server.queue(failing))
     assert [headers["Authorization"] for _, headers, _ in asked.requests] == [f"Bearer {KEY}"] * 2

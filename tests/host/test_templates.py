@@ -1,4 +1,4 @@
-"""The templates: listed, served, and run to their videos on a fresh install with the embedded models."""
+"""The templates: listed, served, and run to their ends on a fresh install with the embedded models."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import json
 import pytest
 from comfy_server import PACK, REPO, Server
 from graph import prompt_of
+from test_planners import REPLY, TEXTS_WRITTEN
 from test_run import count_frames
 
-TEMPLATES = ["quickstart", "native-clips"]
+FILMS = ["quickstart", "native-clips"]
+TEMPLATES = [*FILMS, "plan-only", "plan-native-llm"]
 
 
 def template(server: Server, name: str) -> dict:
@@ -42,7 +44,7 @@ def test_a_template_is_whole(server: Server, name: str):
     assert {node["type"] for node in graph["nodes"]} - set(info) <= {"MarkdownNote"}
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", FILMS)
 def test_a_template_runs_to_its_video(server: Server, name: str):
     graph = template(server, name)
     before = copy.deepcopy(graph)
@@ -53,3 +55,23 @@ def test_a_template_runs_to_its_video(server: Server, name: str):
     frames, width, height = count_frames(server.file(outputs[save]["images"][0]))
     assert frames >= 2 * 17 and frames % 17 == 0
     assert (width, height) == (128, 128)
+
+
+def test_the_planning_template_runs_to_its_plan(server: Server):
+    prompt = prompt_of(template(server, "plan-only"), server.get("/object_info"))
+    outputs = server.run(prompt)
+    named = {node["class_type"]: outputs.get(number) for number, node in prompt.items()}
+    assert named["KSGenRetrieveExamples"]["text"][0].startswith("found by words")
+    assert named["KSGenEditPlan"]["text"][0].startswith("1. ")
+    plan = json.loads(named["PreviewAny"]["text"][0])
+    assert plan["goal"] == "make a cup of tea" and len(plan["steps"]) >= 3
+
+
+def test_the_template_with_the_hosts_own_language_model_runs_to_its_plan(server: Server):
+    """The file that it names has gigabytes: a tiny model of the same classes stands in for the loader's output."""
+    prompt = prompt_of(template(server, "plan-native-llm"), server.get("/object_info"))
+    loader = next(number for number, node in prompt.items() if node["class_type"] == "CLIPLoader")
+    prompt[loader] = {"class_type": "TestWritingTextEncoder", "inputs": {"text": REPLY}}
+    outputs = server.run(prompt)
+    preview = next(number for number, node in prompt.items() if node["class_type"] == "PreviewAny")
+    assert [step["text"] for step in json.loads(outputs[preview]["text"][0])["steps"]] == TEXTS_WRITTEN

@@ -1,0 +1,27 @@
+// Shows on the node itself what a planning node says, and lets "Edit Plan" take the plan's lines over to change them.
+import { app } from "../../scripts/app.js";
+
+const SHOWING = ["KSGenEditPlan", "KSGenRetrieveExamples"];
+
+app.registerExtension({
+  name: "ksgen.shownText",
+  nodeCreated(node) {
+    if (!SHOWING.includes(node.comfyClass)) return;
+    const area = document.createElement("textarea");
+    area.readOnly = true;
+    area.className = "comfy-multiline-input";
+    // Neither the saved graph nor the prompt holds what is only shown.
+    const shown = node.addDOMWidget("shown", "ksgen_shown", area, { serialize: false });
+    shown.serialize = false;
+    const executed = node.onExecuted;
+    node.onExecuted = function (output) {
+      executed?.apply(this, arguments);
+      area.value = (output?.text ?? []).join("\n");
+    };
+    if (node.comfyClass !== "KSGenEditPlan") return;
+    const takeOver = () => {
+      node.widgets.find((widget) => widget.name === "text").value = area.value;
+    };
+    node.addWidget("button", "edit these lines", null, takeOver, { serialize: false }).serialize = false;
+  },
+});
