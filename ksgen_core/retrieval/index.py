@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ..checkpoints import read_metadata, write_atomically
+from ..checkpoints import write_atomically
 from ..errors import KSGenError
 
 if TYPE_CHECKING:
@@ -139,8 +139,9 @@ class VectorIndex:
         try:
             from safetensors import safe_open
 
-            metadata = read_metadata(self.path)
+            # Opened once: another process may put a new file there at any time.
             with safe_open(str(self.path), "np") as file:
+                metadata = file.metadata() or {}
                 keys, vectors = file.get_tensor("keys"), file.get_tensor("vectors")
             wanted = {"kind": KIND, "embedding": self.embed.id, "digest": _digest(keys, vectors)}
             if any(metadata.get(name) != value for name, value in wanted.items()):
