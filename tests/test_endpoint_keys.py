@@ -253,6 +253,12 @@ def test_urls_that_hide_something_are_refused_and_not_repeated(url):
     assert has_none_of(all_of(error.value))
 
 
+def test_a_password_in_a_url_is_told_where_it_belongs():
+    with pytest.raises(KSGenError, match="a user or a password.*keys file") as error:
+        EndpointSettings(f"https://user:{KEY}@127.0.0.1/v1", "m")
+    assert has_none_of(all_of(error.value))
+
+
 # Servers that give keys away
 
 
