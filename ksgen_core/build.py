@@ -25,7 +25,7 @@ from .planning.wording import FEWEST, MOST
 from .retrieval.lexical import words_of
 from .retrieval.library import BUILT_IN, Skill
 from .retrieval.library import read_library as read_skills
-from .retrieval.search import NoSkill, SkillSearch
+from .retrieval.search import SkillSearch
 from .types import Example, Plan, Query
 
 if TYPE_CHECKING:
@@ -124,21 +124,19 @@ def retriever(
     vectors: VectorIndex | None = None,
     count: int = TO_AGREE,
 ) -> Retriever:
-    """What finds at most `count` examples: in the folder's own plans, which are what its models can draw; for a goal
-    that has none there, in those and in `libraries` of skills (files, or folders of them), by `vectors` too if given.
+    """What finds at most `count` examples in the folder's own plans and in `libraries` of skills (files, or folders of
+    them) together, by `vectors` too if given. If the best one is the folder's own, so are all: those its models draw.
     """
     own = tuple(map(Skill.of_plan, models.library()))
-    known = SkillSearch(own, count=count) if own else None
-    everything = cache(lambda: SkillSearch((*own, *read_skills(*libraries)), vectors, count))
+    others = read_skills(*libraries)
+    search = SkillSearch((*own, *others), vectors, count)
+    own_sources, other_sources = ({skill.source for skill in skills} for skills in (own, others))
 
     def retrieve(query: Query) -> tuple[Example, ...]:
-        if known is not None:
-            try:
-                return known(query)
-            except NoSkill:
-                if not libraries:
-                    raise
-        return everything()(query)
+        found = search(query)
+        if found[0].source not in own_sources:
+            return found
+        return search.find(query.goal, without=other_sources - own_sources)
 
     return retrieve
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,13 +89,12 @@ def _mllm(args: argparse.Namespace, models: Models, device: str, dtype: str) -> 
 
 def _vectors(embedding: str | None) -> Any:
     from .retrieval.embed import Embedding, installed_embedding
-    from .retrieval.index import VectorIndex
+    from .retrieval.index import VectorIndex, cache_folder
 
     folder = embedding if embedding not in (None, "none") else installed_embedding()
     if folder is None or embedding == "none":
         return None
-    cache_home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return VectorIndex(Embedding(folder), cache_home / "ksgen" / "index")
+    return VectorIndex(Embedding(folder), cache_folder())
 
 
 def _keys() -> Path | None:

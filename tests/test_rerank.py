@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tiny_clip import new_clip_folder
 
 from ksgen_core.errors import KSGenError
 from ksgen_core.retrieval.mllm_clip import CLIP_MEAN, CLIP_STD, PictureText
 from ksgen_core.retrieval.rerank import rerank
-from ksgen_core.training.clip_tokenizer import write_clip_tokenizer
 from ksgen_core.types import Example, KeyStep, Plan
 
 SIDE = 32
@@ -54,19 +53,7 @@ def test_what_does_not_say_how_it_begins_keeps_its_score():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    from transformers import CLIPConfig, CLIPModel
-
-    folder = tmp_path_factory.mktemp("clip")
-    write_clip_tokenizer(folder, TEXTS, merges=60, length=16)
-    words = len(json.loads((folder / "vocab.json").read_text(encoding="utf-8")))
-    size = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_hidden_layers": 2}
-    text = {**size, "vocab_size": words, "max_position_embeddings": 16, "eos_token_id": words - 1}
-    torch.manual_seed(0)
-    vision = {**size, "image_size": SIDE, "patch_size": 8}
-    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)
-    CLIPModel(config).save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": CLIP_MEAN, "image_std": CLIP_STD}))
-    return folder
+    return new_clip_folder(tmp_path_factory.mktemp("clip"), TEXTS, SIDE)
 
 
 def test_vectors_are_those_of_the_whole_model(folder):

@@ -9,6 +9,7 @@ from shutil import copy, copytree
 import pytest
 import tiny_mllm
 from comfy_server import HOW_TO_GET_A_HOST, Server, find_host, new_base_folder, run_in_host
+from tiny_clip import new_clip_folder
 
 HERE = Path(__file__).parent
 NO_HOST = f"NO COMFYUI FOUND, so nothing of the nodes was tested. {HOW_TO_GET_A_HOST}"
@@ -61,6 +62,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = new_base_folder(tmp_path_factory.mktemp("comfy") / "base")
     add_tiny_models(folder / "models")
     copytree(tiny_mllm.folder("gemma3"), folder / "models" / "LLM" / "tiny")
+    new_clip_folder(folder / "models" / "sentence_transformers" / "tiny", TEXTS)
     copy(HERE / "writing_text_encoder.py", folder / "custom_nodes")
     return folder
 

@@ -133,6 +133,29 @@ def test_examples_are_retrieved_shown_and_left_out(server: Server):
     assert "tabletop:plane" not in server.run(prompt)["examples"]["text"][0]
 
 
+def test_examples_are_put_in_order_by_the_picture(server: Server):
+    prompt = {
+        "picture": node("EmptyImage", width=64, height=48, batch_size=1, color=0x336699),
+        "library": node("KSGenLoadLibrary", source="Tabletop", embedding="words only"),
+        "examples": node(
+            "KSGenRetrieveExamples",
+            library=["library", 0],
+            goal="make a cup of tea",
+            count=5,
+            without="",
+            image=["picture", 0],
+            picture_embedding="tiny",
+        ),
+    }
+    preview = server.run(prompt)["examples"]["text"][0]
+    assert preview.startswith("found by words, ordered by the picture")
+    scores = [float(line.split()[0]) for line in preview.splitlines()[2:] if line[:1].isdigit() or line[:1] == "-"]
+    assert len(scores) == 5 and scores == sorted(scores, reverse=True) and len(set(scores)) > 1
+    del prompt["examples"]["inputs"]["image"]
+    with pytest.raises(NodeFailed, match="Connect the image"):
+        server.run(prompt)
+
+
 def test_a_library_of_the_users_own_is_offered_and_read_again_when_it_changes(server: Server):
     skill = {"kind": "ksgen.skill/1", "goal": "polish a trumpet", "source": "mine"}
     steps = [{"text": "wipe the trumpet with a cloth"}, {"text": "rub polish on the trumpet"}]
