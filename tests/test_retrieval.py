@@ -102,7 +102,9 @@ def test_a_models_folders_own_plans_come_before_everyday_skills():
     for goal, source in TABLETOP:
         examples = retrieve(Query(IMAGE, goal))
         assert examples[0].source == source and {e.source.split(":")[0] for e in examples} == {"tabletop"}
-        assert alone(Query(IMAGE, goal)) == examples
+        assert alone(Query(IMAGE, goal))[0].source == source
     assert retrieve(Query(IMAGE, "pump up a bike tyre"))[0].source.startswith("ksgen:bicycle")
+    # Tabletop has "fit a new light bulb", which alone would be near enough.
+    assert retrieve(Query(IMAGE, "fitting a new battery in the car"))[0].source.startswith("ksgen:car")
     with pytest.raises(KSGenError, match="No step found"):
         alone(Query(IMAGE, "pump up a bike tyre"))
