@@ -9,6 +9,7 @@ from random import Random
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 pytest.importorskip("skia", reason="Tabletop is drawn with skia-python: pip install -e .[tabletop]")
 pytest.importorskip("llguidance", reason="a language model plans under constraints: pip install llguidance")
@@ -25,7 +26,7 @@ from ksgen_core.tabletop.started import carried_out, make_started, plans_left, w
 from ksgen_core.training import planner_stage, tabletop
 from ksgen_core.training.loop import Recipe
 from ksgen_core.training.planner_folder import TINY, PlannerModel, new_planner_folder, take_over_tower
-from ksgen_core.training.planner_samples import Pictures, build_pictures, draw_sample
+from ksgen_core.training.planner_samples import Pictures, build_pictures, draw_sample, facts_of
 from ksgen_core.training.planner_stage import Encoder, Writer, in_parts, losses_of_batch, pixels_of
 from ksgen_core.types import Query
 
@@ -43,6 +44,10 @@ def planner(folder):
     return PlannerModel.load(folder)
 
 
+def facts_of_all(started):
+    return np.stack([facts_of(one) for one in started])
+
+
 def drawn(count: int, split: str = "train", seed: int = 0):
     random = Random(seed)
     started = [make_started(split, k) for k in range(count)]
@@ -56,6 +61,13 @@ def test_the_loader_of_any_mllm_reads_the_folder_and_gets_a_valid_plan_of_it(fol
     query = Query(from_uint8(started.picture()), started.run.goal)
     *_, last = write_plan(mllm, query, (), WritingSettings(max_tokens=120))
     assert isinstance(last, Planned) and last.plan.goal == started.run.goal
+
+
+def test_weights_have_the_names_that_transformers_4_and_5_both_read(folder):
+    names = load_file(folder / "model.safetensors").keys()
+    heads = ("language_model.model.", "language_model.lm_head.", "multi_modal_projector.", "vision_tower.vision_model.")
+    assert all(any(name.startswith(head) for head in heads) for name in names)
+    assert all(any(name.startswith(head) for name in names) for head in heads)
 
 
 @pytest.mark.parametrize("number", range(4))
@@ -97,7 +109,7 @@ def test_a_batch_can_be_overfitted_and_the_reply_comes_back(folder, tmp_path):
     started, samples = drawn(4)
     images = np.stack([one.picture(32) for one in started])
     encoder, writer = Encoder(planner), Writer(planner.model).train()
-    batch, pixels = encoder.batch(samples), pixels_of(images)
+    batch, pixels = encoder.batch(samples, facts_of_all(started)), pixels_of(images)
     optimiser = torch.optim.AdamW(writer.parameters(), lr=3e-3)
     losses = []
     for _ in range(120):
@@ -127,7 +139,7 @@ def test_the_padding_of_a_batch_is_not_seen(planner):
     ]
     batch = encoder.batch(samples)
     counts = (batch["kinds"][:, 1:] == 1).sum(1)
-    together = losses_of_batch(writer, batch, pixels)["reply"]
+    together = losses_of_batch(writer, batch, pixels)["reply"].detach()
     assert float(together) == pytest.approx(float((torch.stack(alone) * counts).sum() / counts.sum()), rel=1e-2)
 
 
@@ -137,7 +149,8 @@ def test_parts_in_threads_give_the_gradients_of_their_mean(planner):
     started, samples = drawn(4)
     encoder, writer = Encoder(planner), Writer(planner.model).train()
     pixels = pixels_of(np.stack([one.picture(32) for one in started]))
-    parts = [(encoder.batch(samples[k::2]), pixels[k::2]) for k in range(2)]
+    facts = facts_of_all(started)
+    parts = [(encoder.batch(samples[k::2], facts[k::2]), pixels[k::2]) for k in range(2)]
     apart = [losses_of_batch(writer, *part) for part in parts]
     (torch.stack([loss for losses in apart for loss in losses.values()]).sum() / 2).backward()
     wanted = [None if p.grad is None else p.grad.clone() for p in writer.parameters()]
@@ -147,7 +160,8 @@ def test_parts_in_threads_give_the_gradients_of_their_mean(planner):
     torch.stack(list(found.values())).sum().backward()
     for gradient, parameter in zip(wanted, writer.parameters(), strict=True):
         assert gradient is None or torch.allclose(gradient, parameter.grad, atol=1e-6)
-    assert float(found["reply"]) == pytest.approx(float(torch.stack([losses["reply"] for losses in apart]).mean()))
+    mean = torch.stack([losses["reply"] for losses in apart]).mean()
+    assert float(found["reply"].detach()) == pytest.approx(float(mean.detach()))
 
 
 def test_no_sample_holds_what_only_unseen_skills_have():
@@ -241,9 +255,25 @@ def make_state(skill):
     return unfold(skill, Random(0), skip=0).states[0]
 
 
+def test_what_a_grey_picture_would_show_is_not_asked(planner):
+    started, samples = drawn(60)
+    batch = Encoder(planner).batch(samples, facts_of_all(started))
+    grey = torch.tensor([not sample.seen for sample in samples])
+    assert grey.any() and not grey.all()
+    assert (batch["facts"][grey] < 0).all() and (batch["facts"][~grey] >= 0).all()
+
+
+def test_school_has_no_pictures_and_is_all_copying():
+    (samples,) = planner_stage.draw_school(20, torch.Generator().manual_seed(0))
+    for sample in samples:
+        texts = [step["text"] for step in json.loads(sample.reply)["steps"]]
+        assert not sample.skills
+        assert texts in [[step.text for step in example.plan.steps] for example in sample.examples]
+
+
 def test_pictures_are_rendered_once(tmp_path):
     pictures = build_pictures(tmp_path, 2, workers=1)
-    assert isinstance(pictures, Pictures) and len(pictures.started) == 4
+    assert isinstance(pictures, Pictures) and len(pictures.started) == len(pictures.facts) == 4
     assert np.array_equal(pictures.images[3], make_started("mixed", 1).picture())
     stamp = (tmp_path / "images.npy").stat().st_mtime_ns
     build_pictures(tmp_path, 2, workers=1)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..checkpoints_diffusers import quietly
@@ -115,8 +116,7 @@ def new_planner_folder(folder: Path, texts: Sequence[str], sizes: PlannerSizes, 
     _write_processor(folder, sizes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        with quietly():
-            new_model(folder, sizes).save_pretrained(folder)
+        _write_weights(new_model(folder, sizes), folder)
 
 
 def new_model(folder: Path, sizes: PlannerSizes) -> LlavaForConditionalGeneration:
@@ -268,9 +268,23 @@ class PlannerModel:
         for name in OWN_FILES:
             (folder / name).write_bytes((self.folder / name).read_bytes())
         whole = deepcopy(self.model).to("cpu", dtype)
-        with quietly():
-            whole.save_pretrained(folder)
-        (folder / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
+        for part in (whole.config.vision_config, whole.config.text_config):
+            part.dtype = dtype  # transformers 4 reads each part in its own
+        _write_weights(whole, folder)
+
+
+def _write_weights(model: LlavaForConditionalGeneration, folder: Path) -> None:
+    """Configs and weights, these by the names that every Llava folder has: transformers 5 reads them as well, but
+    writes names of the tower that 4 does not know."""
+    with quietly():
+        model.save_pretrained(folder)
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    old, new = "vision_tower.", "vision_tower.vision_model."
+    named = {key if key.startswith(new) else key.replace(old, new): value for key, value in tensors.items()}
+    path.unlink()
+    save_file(named, path, metadata={"format": "pt"})
+    path.chmod(0o644)  # safetensors writes for the owner alone
 
 
 def _write_json(path: Path, data: object) -> None:

@@ -2,7 +2,7 @@
 
 Every sample is drawn from a seed. Only skills of the splits `train` and `mixed` occur, as query or as example.
 
-Legend: N pictures.
+Legend: N pictures, H = len(HEADS) facts.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from random import Random
 import numpy as np
 
 from ..checkpoints import read_json, write_atomically, write_json
-from ..tabletop.instances import skills_of
+from ..tabletop.instances import Instance, skills_of
 from ..tabletop.skills import BY_NAME, Skill, Step, all_texts, unfold
 from ..tabletop.started import Started, make_started
 from ..types import Example, KeyStep, Plan
+from .pool import facts
 
 SPLITS, PICTURES = ("train", "mixed"), 16_000
 """So many started instances of each split, their number being the seed."""
@@ -36,10 +37,11 @@ GREY = 127
 
 @dataclass(frozen=True)
 class Pictures:
-    """`images` uint8 [N, 128, 128, 3] (on disk), and what each of them shows."""
+    """`images` uint8 [N, 128, 128, 3] (on disk), what each of them shows, and that as `facts` [N, H], see `pool`."""
 
     images: np.ndarray
     started: list[Started]
+    facts: np.ndarray
 
 
 def build_pictures(folder: Path, count: int = PICTURES, workers: int = 2) -> Pictures:
@@ -55,7 +57,13 @@ def build_pictures(folder: Path, count: int = PICTURES, workers: int = 2) -> Pic
                 images[number] = image
         write_atomically(path, lambda temporary: np.save(temporary, images))
         write_json(folder / "stamp.json", stamp)
-    return Pictures(np.load(path, mmap_mode="r"), [make_started(*task) for task in tasks])
+    started = [make_started(*task) for task in tasks]
+    return Pictures(np.load(path, mmap_mode="r"), started, np.stack([facts_of(one) for one in started]))
+
+
+def facts_of(started: Started) -> np.ndarray:
+    """Labels [H] of the picture."""
+    return facts(Instance(started.run, started.room, (started.shot,)), 0)
 
 
 def _render(task: tuple[str, int]) -> np.ndarray:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from ..checkpoints import write_atomically
 from ..planning.wording import user_text
 from ..tabletop.started import make_started
+from ..tabletop.world import HEADS
 from .loop import Progress, Recipe, fit
 from .planner_folder import (
     CLOSE_STEPS,
@@ -37,11 +38,14 @@ from .planner_samples import GREY, PICTURES, Pictures, Sample, copying, draw_sam
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration
 
-PLANNER = Recipe(iterations=5000, batch=32, rate=1e-3, warm_up=300, decay=0.02, ema=0.998)
+PLANNER = Recipe(iterations=3900, batch=32, rate=1e-3, warm_up=300, decay=0.02, ema=0.998)
 PROMPT_WEIGHT = 0.15
 """Of the loss on the examples' own tokens: they repeat each other, so copying is learned from them as well."""
 DONE_WEIGHT = 0.5
 """Of the loss on what is done, read at the end of every example step in the middle of the model."""
+FACTS_WEIGHT = 0.1
+"""Of the sum of the losses on what the picture shows, read off the image tokens."""
+OUTPUTS = tuple(1 + len(values) for _, _, values in HEADS)
 IGNORED = -100
 COUNTS = (0, 1, 1, 2, 2, 3, 3, 4, 6, 8)
 """How many examples a prompt has: each as likely as it is often here."""
@@ -52,14 +56,33 @@ GROUPS = 4
 """A batch is one of so many, drawn together and sorted by length."""
 
 
+class FactReader(nn.Module):
+    """Reads what each thing's state is off image tokens: one query a fact looks at them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.look_at = nn.Parameter(torch.randn(len(OUTPUTS), width) * 0.1)
+        self.seen = nn.Parameter(torch.zeros(len(OUTPUTS), width, max(OUTPUTS)))
+
+    def forward(self, tokens: Tensor) -> list[Tensor]:
+        """tokens [B, N, E] -> logits, one [B, values] a fact."""
+        tokens = F.layer_norm(tokens, tokens.shape[-1:])
+        weights = (self.look_at @ tokens.transpose(1, 2) / tokens.shape[-1] ** 0.5).softmax(-1)
+        logits = torch.einsum("bqe,qev->bqv", weights @ tokens, self.seen)
+        return [logits[:, k, :count] for k, count in enumerate(OUTPUTS)]
+
+
 class Writer(nn.Module):
-    """The model, and a throw-away head that says at the end of an example's step whether it is done already."""
+    """The model, and two throw-away heads: at the end of an example's step, whether it is done already; at the image
+    tokens, what the picture shows."""
 
     def __init__(self, model: LlavaForConditionalGeneration) -> None:
         super().__init__()
         self.model = model
         self.layer = 2 + model.config.text_config.num_hidden_layers // 3
-        self.done = nn.Linear(model.config.text_config.hidden_size, 2)
+        width = model.config.text_config.hidden_size
+        self.done = nn.Linear(width, 2)
+        self.facts = FactReader(width)
 
 
 class Encoder:
@@ -94,8 +117,12 @@ class Encoder:
             raise ValueError("an example's step holds a mark of JSON itself")
         return [IGNORED if mark < 0 else mark for mark in found]
 
-    def batch(self, samples: Sequence[Sample], picture: bool = True) -> dict[str, Tensor]:
-        """ids, kinds (0 picture or filling, 1 reply, 2 prompt), marks: [B, T] each, filled up on the right."""
+    def batch(self, samples: Sequence[Sample], facts: np.ndarray | None = None) -> dict[str, Tensor]:
+        """ids, kinds (0 picture or filling, 1 reply, 2 prompt), marks: [B, T] each, filled up on the right.
+
+        With a picture each its facts [B, H]; those of a grey one are left out.
+        """
+        picture = facts is not None
         rows = []
         for sample in samples:
             prompt = self.prompt(sample, picture)
@@ -107,7 +134,11 @@ class Encoder:
         length = max(len(ids) for ids, _, _ in rows)
         fill = [(self.pad, 0, IGNORED)] * length
         columns = [torch.tensor([list(row[k]) + [f[k] for f in fill[len(row[k]) :]] for row in rows]) for k in range(3)]
-        return dict(zip(("ids", "kinds", "marks"), columns, strict=True))
+        batch = dict(zip(("ids", "kinds", "marks"), columns, strict=True))
+        if facts is not None:
+            labels = torch.from_numpy(facts.astype(np.int64))
+            batch["facts"] = labels.masked_fill(~torch.tensor([s.seen for s in samples])[:, None], IGNORED)
+        return batch
 
 
 def pixels_of(images: np.ndarray) -> Tensor:
@@ -137,6 +168,7 @@ def losses_of_batch(writer: Writer, batch: dict[str, Tensor], pixels: Tensor | N
         ended = batch["marks"] != IGNORED
         middle = out.hidden_states[writer.layer][ended]
         done = writer.done(F.layer_norm(middle, middle.shape[-1:])).float()
+        shown = writer.facts(out.hidden_states[0][:, : model.config.image_seq_length].float())
     losses = F.cross_entropy(logits, batch["ids"][:, 1:][places], reduction="none")
     of_reply = (kinds == 1)[places]
     result = {
@@ -145,6 +177,9 @@ def losses_of_batch(writer: Writer, batch: dict[str, Tensor], pixels: Tensor | N
     }
     if len(done):
         result["done"] = DONE_WEIGHT * F.cross_entropy(done, batch["marks"][ended])
+    if pixels is not None and (batch["facts"] != IGNORED).any():
+        facts = [F.cross_entropy(x.float(), batch["facts"][:, k], ignore_index=IGNORED) for k, x in enumerate(shown)]
+        result["facts"] = FACTS_WEIGHT * torch.stack(facts).sum()
     return result
 
 
@@ -177,14 +212,16 @@ def in_parts(
     return {**means, "reply": means["reply"] + carrier}
 
 
-def draw_school(size: int, generator: torch.Generator) -> list[Sample]:
+def draw_school(size: int, generator: torch.Generator) -> tuple[list[Sample]]:
     """Short prompts to copy from."""
     random = Random(int(torch.randint(1 << 62, (), generator=generator)))
-    return [copying(random, random.choice((1, 1, 2)), 3, 4) for _ in range(size)]
+    return ([copying(random, random.choice((1, 1, 2)), 3, 4) for _ in range(size)],)
 
 
-def draw_batch(pictures: Pictures, size: int, generator: torch.Generator) -> tuple[list[Sample], np.ndarray]:
-    """Samples of about the same length, so that little is filled up, and their pictures [size, S, S, 3]."""
+def draw_batch(
+    pictures: Pictures, size: int, generator: torch.Generator
+) -> tuple[list[Sample], np.ndarray, np.ndarray]:
+    """Samples of about the same length, so that little is filled up, their pictures [size, S, S, 3], their facts."""
     random = Random(int(torch.randint(1 << 62, (), generator=generator)))
     rows = [random.randrange(len(pictures.started)) for _ in range(GROUPS * size)]
     counts = [random.choice(COUNTS) for _ in rows]
@@ -193,10 +230,11 @@ def draw_batch(pictures: Pictures, size: int, generator: torch.Generator) -> tup
     group = random.randrange(GROUPS)
     chosen = drawn[group * size : (group + 1) * size]
     samples = [sample for _, sample in chosen]
-    images = pictures.images[[row for row, _ in chosen]]
+    chosen_rows = [row for row, _ in chosen]
+    images = pictures.images[chosen_rows]
     images = np.roll(images, (random.randint(-3, 3), random.randint(-3, 3)), (1, 2))
     images[[not sample.seen for sample in samples]] = GREY
-    return samples, images
+    return samples, images, pictures.facts[chosen_rows]
 
 
 def train_planner(
@@ -207,20 +245,20 @@ def train_planner(
     encoder, device = Encoder(planner), planner.model.device
     _write_out_attention(planner.model)
 
-    def part_of(samples: Sequence[Sample], images: np.ndarray | None) -> tuple[dict[str, Tensor], Tensor | None]:
-        batch = {key: value.to(device) for key, value in encoder.batch(samples, images is not None).items()}
+    def part_of(
+        samples: Sequence[Sample], images: np.ndarray | None = None, facts: np.ndarray | None = None
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        batch = {key: value.to(device) for key, value in encoder.batch(samples, facts).items()}
         return batch, None if images is None else pixels_of(images).to(device)
 
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as workers:
 
         def losses_of(iteration: int, generator: torch.Generator) -> dict[str, Tensor]:
             school = iteration < SCHOOL and iteration % SCHOOL_PAUSE
-            if school:
-                samples, images = draw_school(2 * recipe.batch, generator), None
-            else:
-                samples, images = draw_batch(pictures, recipe.batch, generator)
-            pieces = [slice(k, None, threads) for k in range(threads)]
-            parts = [part_of(samples[piece], None if images is None else images[piece]) for piece in pieces]
+            drawn = (
+                draw_school(2 * recipe.batch, generator) if school else draw_batch(pictures, recipe.batch, generator)
+            )
+            parts = [part_of(*(of_all[k::threads] for of_all in drawn)) for k in range(threads)]
             losses = losses_of_batch(writer, *parts[0]) if threads == 1 else in_parts(writer, parts, workers)
             return {f"school {name}": loss for name, loss in losses.items()} if school else losses
 
