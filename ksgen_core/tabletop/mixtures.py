@@ -29,6 +29,11 @@ HELD_OUT = _pairs(skill.steps for skill in SKILLS if skill.unseen) - _pairs(skil
 """Pairs of steps that are the business of the split `unseen` alone."""
 
 
+def held_out(steps: Sequence[Step]) -> bool:
+    """Whether two of these steps are together in unseen skills alone."""
+    return bool(_pairs([steps]) & HELD_OUT)
+
+
 def mixture(random: Random) -> Skill:
     """Two or three trained skills at once, or beginnings of them: each in its own order, their steps in turn."""
     while True:
@@ -36,7 +41,7 @@ def mixture(random: Random) -> Skill:
         pieces = [list(skill.steps[: random.randint(1, len(skill.steps))]) for skill in parts]
         steps = [step for piece in pieces for step in piece]
         names = [name for skill in parts for name in skill.cast]
-        if len(names) == len(set(names)) and len(steps) <= MOST_STEPS and not _pairs([steps]) & HELD_OUT:
+        if len(names) == len(set(names)) and len(steps) <= MOST_STEPS and not held_out(steps):
             break
     order = random.sample([k for k, piece in enumerate(pieces) for _ in piece], len(steps))
     return Skill(

@@ -20,6 +20,7 @@ import numpy as np
 
 from ..checkpoints import read_json, write_atomically, write_json
 from ..tabletop.instances import Instance, skills_of
+from ..tabletop.mixtures import held_out
 from ..tabletop.skills import BY_NAME, Skill, Step, all_texts, unfold
 from ..tabletop.started import Started, make_started
 from ..types import Example, KeyStep, Plan
@@ -29,8 +30,10 @@ SPLITS, PICTURES = ("train", "mixed"), 16_000
 """So many started instances of each split, their number being the seed."""
 VARIANTS = 24
 """Plans of a skill that examples are drawn from."""
-COPYING = 0.15
-"""The share of samples whose steps are random words. Real steps are soon known by heart, these can only be copied."""
+COPYING = 0.35
+"""The share of samples that can only be copied: real plans are soon known by heart. STRANGE of it has real steps."""
+STRANGE, REPLACED = 0.75, 0.2
+"""REPLACED is the share of words that are others in strange steps."""
 GREY = 127
 """Of the picture that shows nothing."""
 
@@ -73,7 +76,8 @@ def _render(task: tuple[str, int]) -> np.ndarray:
 @dataclass(frozen=True)
 class Sample:
     """A prompt and its reply. `marks[i][j]` says of step j of example i whether it is done (1), is not (0), or is of
-    another skill (-1); `seen` is False where the picture is to be grey. `skills` are those that occur in it."""
+    another skill (-1); `seen` is False where the picture is to be grey. `skills` are those that occur in it, `copied`
+    says that the steps have nothing to do with the picture."""
 
     goal: str
     examples: tuple[Example, ...]
@@ -82,6 +86,7 @@ class Sample:
     marks: tuple[tuple[int, ...], ...]
     seen: bool
     skills: tuple[Skill, ...]
+    copied: bool = False
 
     @property
     def length(self) -> int:
@@ -102,7 +107,7 @@ def draw_sample(started: Started, random: Random, count: int) -> Sample:
     Without examples a trained skill's steps come in their own order and first wording.
     """
     if count and random.random() < COPYING:
-        return copying(random, count)
+        return strange(started, random, count) if random.random() < STRANGE else copying(random, count)
     skill, done = started.run.skill, started.done
     named = skill.name in BY_NAME
     invented = not named and random.random() < 0.6
@@ -210,4 +215,37 @@ def copying(random: Random, count: int, steps: int = 6, words: int = 8) -> Sampl
     marks = tuple(tuple(0 if k == wanted else -1 for _ in plan.steps) for k, plan in enumerate(plans))
     reply = reply_of([step.text for step in plans[wanted].steps])
     goal = plans[wanted].goal
-    return Sample(goal, _as_examples(plans), (), reply, marks, True, ())
+    return Sample(goal, _as_examples(plans), (), reply, marks, True, (), True)
+
+
+def strange(started: Started, random: Random, count: int) -> Sample:
+    """Real steps of things that the picture does not show, in an order that makes no sense, some of their words others;
+    among plans of real skills."""
+    away = [
+        step
+        for skill in skills_of("train")
+        for step in skill.steps
+        if not {step.target, step.obj, step.beside} & started.shot.places.keys()
+    ]
+    while True:
+        steps = tuple(dict.fromkeys(random.sample(away, random.randint(2, 6))))
+        if len(steps) > 1 and not held_out(steps):
+            break
+    texts = [_other_words(random.choice(step.texts), random) for step in steps]
+    goal = random.choice(random.choice(skills_of("train")).goals)
+    goal = _made_up(random, 2, 6) if random.random() < 0.3 else _other_words(goal, random)
+    examples, whose = [_plan(goal, texts)], [Skill("strange", (goal,), steps)]
+    for other in _others(whose[0], count - 1, random):
+        examples.append(random.choice(_variants(other))[0])
+        whose.append(other)
+    order = list(range(count))
+    if random.random() < 0.2:
+        random.shuffle(order)
+    marks = tuple(tuple(-1 if k else 0 for _ in examples[k].steps) for k in order)
+    shown = _as_examples([examples[k] for k in order])
+    return Sample(goal, shown, (), reply_of(texts), marks, True, tuple(whose), True)
+
+
+def _other_words(text: str, random: Random) -> str:
+    words = text.split()
+    return " ".join(random.choice(_words()) if random.random() < REPLACED else word for word in words)
