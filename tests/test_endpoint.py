@@ -247,6 +247,20 @@ def test_what_will_not_pass_is_not_tried_again(status):
     assert len(server.requests) == 1 and error.value.status == status
 
 
+def test_a_refusal_is_heard_though_it_breaks_off_or_never_ends():
+    with Server(peer.refuse(418, "no tea", Content_Length="9999")) as server, pytest.raises(Refused, match="no tea"):
+        plan_of(server)
+
+    def scold(handler: peer.Handler) -> None:
+        handler.begin(418, "text/plain")
+        while True:
+            handler.write(b"no tea for you " * 4000)
+
+    with Server(scold) as server, pytest.raises(Refused, match="no tea") as error:
+        plan_of(server)
+    assert len(str(error.value)) < 500
+
+
 def test_an_error_inside_a_stream_counts_by_its_code():
     fault = b'data: {"error": {"code": 502, "message": "upstream"}}\n\n'
     with Server(peer.raw(peer.event("{"), fault), peer.stream()) as server:
@@ -262,9 +276,11 @@ def test_the_server_says_how_long_to_wait(monkeypatch):
     with Server(peer.refuse(429, Retry_After="7"), peer.refuse(503), peer.refuse(503), peer.stream()) as server:
         plan_of(server, retries=3, backoff_seconds=1)
     assert waits == [7, 2, 4]
-    with Server(peer.refuse(429, "later", Retry_After="3600")) as server, pytest.raises(Refused, match="later"):
-        plan_of(server)
-    assert len(server.requests) == 1 and len(waits) == 3
+    # A wait that is too long as such, and one that goes beyond all the time there is.
+    for header, total in (("61", 900), ("30", 20)):
+        with Server(peer.refuse(429, "later", Retry_After=header)) as server, pytest.raises(Refused, match="later"):
+            plan_of(server, total_seconds=total)
+        assert len(server.requests) == 1 and len(waits) == 3
 
 
 @pytest.mark.parametrize(

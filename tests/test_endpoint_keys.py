@@ -389,6 +389,13 @@ def test_no_key_and_no_request_reaches_where_a_redirect_leads(tmp_path):
     assert not other.requests
 
 
+def test_a_redirect_to_a_url_that_holds_the_key_is_not_followed(tmp_path):
+    answers = (peer.redirect(f"/{KEY}/chat"), peer.refuse(418))
+    with Server(*answers) as server, pytest.raises(KSGenError, match="holds the key") as error:
+        list(write_plan(QUERY, (), asked(server, tmp_path)))
+    assert len(server.requests) == 1 and has_none_of(all_of(error.value))
+
+
 # TLS
 
 
