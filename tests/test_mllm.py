@@ -318,6 +318,19 @@ def test_a_prompt_too_long_for_the_model_is_refused_before_it_is_read(model):
         written(model, SHORT, examples=many)
 
 
+def test_the_room_that_the_prompt_leaves_is_the_budget(model):
+    """A small model with a long prompt writes a shorter plan, and needs no setting for it."""
+    short = Mllm.load(model.folder)
+    config = short.model.config.get_text_config()
+    read = inputs_of(short)["input_ids"].shape[1]
+    config.max_position_embeddings = read + 60
+    *writing, last = written(short, WritingSettings())
+    assert isinstance(last, Planned) and {event.total for event in writing} == {60}
+    config.max_position_embeddings = read + 20
+    with pytest.raises(KSGenError, match="20 tokens are too few"):
+        written(short, WritingSettings())
+
+
 def test_logits_that_are_no_numbers_are_refused(model):
     broken = Mllm.load(model.folder)
     with torch.no_grad():

@@ -123,8 +123,8 @@ class Constraint:
             raise KSGenError("This model's tokenizer cannot spell a plan in JSON. Choose another model.")
         if self._way_out.cost > max_tokens:
             raise KSGenError(
-                f"At most {max_tokens} tokens are too few for the shortest plan that is asked for. Allow at least "
-                f"{self._way_out.cost}."
+                f"{max_tokens} tokens are too few for the shortest plan that is asked for. Allow at least "
+                f"{self._way_out.cost}. Where the model takes no more, give it fewer examples to read."
             )
         # Opening one more optional field adds a dozen characters to the way out, each a token at worst: from here on
         # it is looked for anew with every token.

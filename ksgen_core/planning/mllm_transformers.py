@@ -127,9 +127,9 @@ def write_plan(
 ) -> Iterator[Writing | Planned]:
     """Let the model write the plan, token by token; a `Writing` for each, the plan at the end.
 
-    Where `settings.max_tokens` has no room for more, the plan is cut short and the log says so. Stop iterating to
-    cancel: what was read is freed then, the model is the caller's. Raises `KSGenError` if the prompt is too long for
-    the model or the model cannot be used, `ReplyError` if what it wrote is no plan.
+    Where `settings.max_tokens`, or the model after the prompt, has no room for more, the plan is cut short and the
+    log says so. Stop iterating to cancel: what was read is freed then, the model is the caller's. Raises `KSGenError`
+    if the prompt is too long for the model or the model cannot be used, `ReplyError` if what it wrote is no plan.
     """
     import torch
 
@@ -137,28 +137,27 @@ def write_plan(
     fewest, most = settings.fewest, settings.most
     inputs = model_inputs(mllm.processor, mllm.sees, query, examples, fewest=fewest, most=most, done=settings.done)
     read = inputs["input_ids"].shape[1]
-    if mllm.longest is not None and read + settings.max_tokens > mllm.longest:
+    budget = settings.max_tokens if mllm.longest is None else min(settings.max_tokens, mllm.longest - read)
+    if budget < 1:
         raise KSGenError(
-            f"The prompt has {read} tokens, and {settings.max_tokens} may be written, but this model takes "
-            f"{mllm.longest} in all. Give fewer examples, allow fewer tokens, or choose another model."
+            f"The prompt has {read} tokens, but this model takes {mllm.longest} in all, with what it writes. Give "
+            "fewer examples, or choose another model."
         )
-    yield Writing("", 0, settings.max_tokens)
+    yield Writing("", 0, budget)
     reading = Reading(mllm.model, inputs)
     logits = reading.logits
-    constraint = Constraint(mllm.vocabulary, reply_schema(fewest, most), settings.max_tokens, logits.shape[0])
+    constraint = Constraint(mllm.vocabulary, reply_schema(fewest, most), budget, logits.shape[0])
     generator = torch.Generator().manual_seed(settings.seed)
-    for number in range(1, settings.max_tokens + 1):
+    for number in range(1, budget + 1):
         token = constraint.take(choose(logits, constraint.allowed(), settings.temperature, generator))
-        yield Writing(constraint.text, number, settings.max_tokens)
+        yield Writing(constraint.text, number, budget)
         if constraint.done:
             break
         logits = reading.read(token)
     else:
-        raise ReplyError(
-            f"The model had not ended its plan after {settings.max_tokens} tokens. Allow more.", constraint.text
-        )
+        raise ReplyError(f"The model had not ended its plan after {budget} tokens. Allow more.", constraint.text)
     if constraint.shortened:
-        log.warning("The plan was cut short to end within %d tokens. Allow more for a longer one.", settings.max_tokens)
+        log.warning("The plan was cut short to end within %d tokens. Allow more for a longer one.", budget)
     sources = tuple(example.source for example in examples)
     plan = plan_from_reply(constraint.text, query.goal, sources=sources, planner="mllm", fewest=fewest, most=most)
     yield Planned(plan)
