@@ -22,7 +22,7 @@ from .keysteps.policies import DrawSettings
 from .pipeline import Drawer, KeyImage, Planner, Renderer, Retriever, StepClip, Update
 from .planning.consensus import Consensus
 from .planning.wording import FEWEST, MOST
-from .retrieval.lexical import words_of
+from .retrieval.lexical import step_words_of, words_of
 from .retrieval.library import BUILT_IN, Skill
 from .retrieval.library import read_library as read_skills
 from .retrieval.search import SkillSearch
@@ -120,7 +120,7 @@ def read_library(path: Path) -> tuple[Plan, ...]:
 
 def retriever(
     models: Models,
-    libraries: Sequence[Path] = (BUILT_IN,),
+    libraries: Sequence[str | Path] = (BUILT_IN,),
     vectors: VectorIndex | None = None,
     count: int = TO_AGREE,
 ) -> Retriever:
@@ -143,7 +143,7 @@ def retriever(
 
 def consensus(fewest: int = FEWEST, most: int = MOST) -> Planner:
     """The planner without a language model: the steps that the examples agree on."""
-    return Consensus(words_of, fewest, most)
+    return Consensus(words_of, fewest, most, step_words_of)
 
 
 def drawer(

@@ -220,7 +220,7 @@ def read_json_lines(path: Path, what: str, parse: Callable[[Any], Parsed], broke
     with places for {path} and {number}.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise KSGenError(f"{what} {path} cannot be read ({getattr(error, 'strerror', error)}).") from error
     for number, line in enumerate(lines, 1):

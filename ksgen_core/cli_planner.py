@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         type=Path,
         metavar="FILE|DIR",
-        help=f"skills to retrieve from (default: those that ship, and {LIBRARY} if it is there)",
+        help=f"the skills to retrieve from (default: the models' own, those that ship, and {LIBRARY})",
     )
     group.add_argument("--embedding", metavar="DIR", help="a sentence-transformers folder; 'none' compares words alone")
     group.add_argument("--fewest", type=int, default=FEWEST, metavar="N", help="fewest steps (default: %(default)s)")
@@ -45,6 +46,7 @@ def described(args: argparse.Namespace) -> dict[str, Any]:
     """What of the planner decides on the plan, where it is not the default, for the settings of a run."""
     given = {"planner": args.planner, "llm": args.llm, "fewest": args.fewest, "most": args.most}
     usual = {"planner": PLANNERS[0], "llm": None, "fewest": FEWEST, "most": MOST}
+    given |= {"embedding": args.embedding, "url": args.url if args.planner == "endpoint" else None}
     given["library"] = [str(place) for place in args.library] if args.library else None
     return {name: value for name, value in given.items() if value != usual.get(name)}
 
@@ -55,12 +57,17 @@ def chosen(args: argparse.Namespace, models: Models, device: str, dtype: str) ->
     Raises `KSGenError` for settings that cannot be.
     """
     from . import build
-    from .retrieval.library import BUILT_IN
+    from .retrieval.library import BUILT_IN, read_library
+    from .retrieval.search import SkillSearch
 
     own = LIBRARY.expanduser()
-    places = args.library or [BUILT_IN, *([own] if any(own.glob("*.jsonl")) else [])]
+    places = [BUILT_IN, *([own] if any(own.glob("*.jsonl")) else [])]
     count = build.TO_AGREE if args.planner == "retrieval" else build.TO_READ
-    retrieve = build.retriever(models, places, _vectors(args.embedding), count)
+    vectors = _vectors(args.embedding)
+    if args.library:
+        retrieve: Retriever = SkillSearch(read_library(*args.library), vectors, count)
+    else:
+        retrieve = build.retriever(models, places, vectors, count)
     if args.planner == "retrieval":
         return retrieve, build.consensus(args.fewest, args.most)
     if args.planner == "endpoint":
@@ -116,12 +123,15 @@ def plan(args: argparse.Namespace, device: str) -> int:
     retrieve, make_plan = chosen(args, models, device, args.dtype)
     query = Query(read_picture(args.image), args.goal)
     made = None
-    with tqdm(desc="plan", unit="token") as bar:
+    with ExitStack() as bars:
+        bar = None
         for event in make_plan(query, retrieve(query)):
             if isinstance(event, Planned):
                 made = event.plan
-            else:
-                bar.update(event.number - bar.n)
+                continue
+            if bar is None:
+                bar = bars.enter_context(tqdm(desc="plan", unit="token"))
+            bar.update(event.number - bar.n)
     if made is None:
         raise ValueError("the planner ended without a Planned event")
     text = json.dumps(made.to_json(), indent=2, ensure_ascii=False) + "\n"

@@ -131,7 +131,7 @@ class HostModels:
 
         device = memory.get_torch_device()
         if stage not in self._loaded:
-            require_packages()
+            require_packages("diffusers", "transformers")
             model = getattr(self.models, stage)(memory.unet_offload_device(), dtype_for(device))
             self._patchers[stage] = [patcher(part, device) for part in model.parts().values()]
             self._loaded[stage] = model
@@ -169,9 +169,9 @@ def dtype_for(device: torch.device) -> torch.dtype:
     return torch.float16 if memory.should_use_fp16(device) else torch.float32
 
 
-def require_packages() -> None:
+def require_packages(*names: str) -> None:
     """Raise `KSGenError` with the remedy if a package of ours is missing in the host's Python."""
-    if missing := [name for name in ("diffusers", "transformers") if importlib.util.find_spec(name) is None]:
+    if missing := [name for name in names if importlib.util.find_spec(name) is None]:
         requirements = Path(__file__).resolve().parent.parent / "requirements.txt"
         raise KSGenError(
             f"KS-Gen needs the Python package(s) {', '.join(missing)}, which ComfyUI's Python lacks. "
@@ -209,6 +209,15 @@ def watch(events: Iterator[Update | Writing | Done], parts: int = 1) -> Iterator
             last = event.number
             preview = _preview(event) if isinstance(event, Update) else None
             bar.update_absolute(before + event.number, max(event.total * parts, before + event.total), preview)
+
+
+def show_progress(number: int, total: int) -> None:
+    """Show how far the work of a node is; the host may cancel it here."""
+    import comfy.utils
+    from comfy.model_management import throw_exception_if_processing_interrupted
+
+    throw_exception_if_processing_interrupted()
+    comfy.utils.ProgressBar(total).update_absolute(number, total)
 
 
 def _preview(event: Update) -> tuple[str, Any, int] | None:

@@ -54,7 +54,7 @@ def loaded(folder_or_id: str) -> Iterator[Mllm]:
 
     from ..ksgen_core.planning.mllm_transformers import Mllm
 
-    host.require_packages()
+    host.require_packages("transformers", "llguidance")
     device = memory.get_torch_device()
     model = Mllm.load(folder_or_id, memory.unet_offload_device(), host.dtype_for(device))
     patchers = [host.patcher(part, device) for part in model.parts().values()]

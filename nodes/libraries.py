@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from ..ksgen_core.retrieval.search import SkillSearch
     from ..ksgen_core.types import Example, Query
 
+log = logging.getLogger("ksgen")
 EVERYDAY, TABLETOP = "everyday skills", "Tabletop"
 WORDS_ONLY, INSTALLED, OFF = "words only", "installed", "off"
 EMBEDDINGS = "sentence_transformers"
@@ -36,7 +38,7 @@ def user_folder() -> Path:
 
 def names() -> list[str]:
     """What the load node offers: the libraries that ship, then the files in the user's library folder."""
-    return [EVERYDAY, TABLETOP, *sorted(path.name for path in (user_folder() / "library").glob("*.jsonl"))]
+    return [EVERYDAY, TABLETOP, *(path.name for path in own_libraries())]
 
 
 def embedding_names() -> list[str]:
@@ -54,12 +56,15 @@ def picture_embedding_names() -> list[str]:
 
 def _folders_of(model_type: str) -> list[str]:
     """The folders of sentence embeddings that hold a model of this type of transformers."""
-    found = {
-        path.name
-        for root in folder_paths.get_folder_paths(EMBEDDINGS)
-        for path in Path(root).glob("*")
-        if (path / "config.json").is_file() and read_json(path / "config.json").get("model_type") == model_type
-    }
+    found = set()
+    for config in (
+        file for root in folder_paths.get_folder_paths(EMBEDDINGS) for file in Path(root).glob("*/config.json")
+    ):
+        try:
+            if read_json(config).get("model_type") == model_type:
+                found.add(config.parent.name)
+        except KSGenError as error:  # a download that is not yet whole, or another pack's folder
+            log.info("Passed over: %s", error)
     return sorted(found)
 
 
@@ -68,7 +73,7 @@ def ordered_by_picture(examples: Sequence[Example], picture: torch.Tensor, embed
     from ..ksgen_core.retrieval.mllm_clip import PictureText
     from ..ksgen_core.retrieval.rerank import rerank
 
-    host.require_packages()
+    host.require_packages("transformers")
     clip = PictureText(_embedding_folder(embedding))
     return rerank(examples, picture, clip.picture, clip.texts)
 
@@ -88,15 +93,20 @@ def examples_for(models: host.HostModels, query: Query, agree: bool) -> Sequence
     from ..ksgen_core import build
     from ..ksgen_core.retrieval.library import BUILT_IN
 
-    own = user_folder() / "library"
-    places = [BUILT_IN, *([own] if any(own.glob("*.jsonl")) else [])]
+    places = [BUILT_IN, *own_libraries()]
     count = build.TO_AGREE if agree else build.TO_READ
     return build.retriever(models.models, places, _vectors(embedding_names()[0]), count)(query)
 
 
-def state(source: str) -> str:
-    """Changes whenever a file of the library does."""
-    files = [file for place in _places(source) for file in ([place] if place.is_file() else sorted(place.iterdir()))]
+def own_libraries() -> list[Path]:
+    """The user's own files of skills."""
+    return sorted((user_folder() / "library").glob("*.jsonl"))
+
+
+def state(source: str | None = None) -> str:
+    """Changes whenever a file of the library called `source` does, or one of the user's if none is given."""
+    places = own_libraries() if source is None else _places(source)
+    files = [file for place in places for file in ([place] if place.is_file() else sorted(place.iterdir()))]
     return " ".join(f"{path} {path.stat().st_mtime_ns} {path.stat().st_size}" for path in files)
 
 
@@ -120,7 +130,8 @@ def _vectors(embedding: str) -> VectorIndex | None:
     if embedding == WORDS_ONLY:
         return None
     installed = installed_embedding() if embedding == INSTALLED else None
-    return VectorIndex(Embedding(installed or _embedding_folder(embedding)), user_folder() / "index")
+    embed = Embedding(installed or _embedding_folder(embedding))
+    return VectorIndex(embed, user_folder() / "index", host.show_progress)
 
 
 def _embedding_folder(name: str) -> Path:

@@ -55,8 +55,9 @@ class KSGenLoadLibrary(io.ComfyNode):
         return io.NodeOutput(opened, len(opened.skills))
 
     @classmethod
-    def fingerprint_inputs(cls, source: str, embedding: str, library: object = None) -> str:
-        return f"{embedding} {libraries.state(source)}"
+    def fingerprint_inputs(cls, source: str | None = None, **_: object) -> str:
+        # A source that comes over a wire is not known yet; then only the user's own files are looked at.
+        return libraries.state(source)
 
 
 class KSGenRetrieveExamples(io.ComfyNode):

@@ -89,6 +89,11 @@ class KSGenPlanSkill(io.ComfyNode):
         )
         return plan_output(planned.plan)
 
+    @classmethod
+    def fingerprint_inputs(cls, **_: Any) -> str:
+        """Without examples the user's own library is searched, which is no input."""
+        return libraries.state()
+
 
 class KSGenReplan(io.ComfyNode):
     @classmethod
@@ -141,3 +146,8 @@ class KSGenReplan(io.ComfyNode):
         found = libraries.examples_for(models, query, agrees(planner)) if examples is None else examples
         (planned,) = host.watch(replan(plan, number, query, found, make_plan, words_of))
         return plan_output(planned.plan)
+
+    @classmethod
+    def fingerprint_inputs(cls, **_: Any) -> str:
+        """Without examples the user's own library is searched, which is no input."""
+        return libraries.state()

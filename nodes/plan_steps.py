@@ -27,7 +27,10 @@ class KSGenStepLists(io.ComfyNode):
             inputs=[
                 sockets.Plan.Input("plan", tooltip="A plan."),
                 io.Image.Input(
-                    "key_images", display_name="key images", tooltip="The key images of this plan, one per step."
+                    "key_images",
+                    display_name="key images",
+                    optional=True,
+                    tooltip="The key images of this plan, one per step. May be left out.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -54,14 +57,19 @@ class KSGenStepLists(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, plan: Plan, key_images: torch.Tensor, seed: int) -> io.NodeOutput:
+    def execute(cls, plan: Plan, *, key_images: torch.Tensor | None = None, seed: int) -> io.NodeOutput:
         from ..ksgen_core.types import with_seeds
 
         steps = with_seeds(plan, seed).steps
-        check_key_images(plan, key_images)
+        if key_images is None:
+            missing: Any = ExecutionBlocker("'Plan to Lists' has no key images to give: connect key images to it.")
+            images = [missing] * len(steps)
+        else:
+            check_key_images(plan, key_images)
+            images = [key_images[k : k + 1] for k in range(len(steps))]
         return io.NodeOutput(
             [step.text for step in steps],
-            [key_images[k : k + 1] for k in range(len(steps))],
+            images,
             [step.seed for step in steps],
             list(range(1, len(steps) + 1)),
         )

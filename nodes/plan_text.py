@@ -107,14 +107,14 @@ class KSGenPlanPrompt(io.ComfyNode):
                     default="make a cup of tea",
                     tooltip="The skill in a few words, e.g. 'make a cup of tea'.",
                 ),
-                sockets.Examples.Input(
-                    "examples", optional=True, tooltip="From 'Retrieve Examples': plans that the model may follow."
-                ),
                 *step_limits(),
                 io.Boolean.Input(
                     "picture",
                     default=True,
                     tooltip="Whether the language model is shown the initial picture as well. Connect it to that node.",
+                ),
+                sockets.Examples.Input(
+                    "examples", optional=True, tooltip="From 'Retrieve Examples': plans that the model may follow."
                 ),
             ],
             outputs=[

@@ -123,7 +123,12 @@ def _writing() -> list[io.Input]:
             tooltip="0 takes the likeliest word each time; higher values vary more, by the seed.",
         ),
         io.Int.Input(
-            "seed", default=0, min=0, max=2**64 - 1, control_after_generate=True, tooltip="Another seed, another plan."
+            "seed",
+            default=0,
+            min=0,
+            max=2**64 - 1,
+            control_after_generate=io.ControlAfterGenerate.fixed,
+            tooltip="Another seed, another plan, if the temperature is above 0.",
         ),
     ]
 
@@ -137,6 +142,9 @@ def make_planner(chosen: dict[str, Any] | None, done: Sequence[str] = ()) -> Pla
     """The planner that a node's `planner` input chose, knowing which steps are `done`. Raises `KSGenError`."""
     chosen = {"planner": RETRIEVAL, "fewest": 2, "most": 7, **(chosen or {})}
     check_limits(chosen["fewest"], chosen["most"])
+    if done:
+        # What is done counts among the steps, and one may be all that is left.
+        chosen |= {"fewest": 1, "most": max(1, chosen["most"] - len(done))}
     return {RETRIEVAL: _consensus, MLLM: _language_model, NATIVE: _native, ENDPOINT: _endpoint}[chosen["planner"]](
         chosen, tuple(done)
     )
@@ -145,15 +153,14 @@ def make_planner(chosen: dict[str, Any] | None, done: Sequence[str] = ()) -> Pla
 def _consensus(chosen: dict[str, Any], done: tuple[str, ...]) -> Planner:
     from ..ksgen_core import build
 
-    # With some steps done, one step may be all that is left.
-    return build.consensus(1 if done else chosen["fewest"], chosen["most"])
+    return build.consensus(chosen["fewest"], chosen["most"])
 
 
 def _language_model(chosen: dict[str, Any], done: tuple[str, ...]) -> Planner:
     from ..ksgen_core.planning.mllm_transformers import WritingSettings, write_plan
 
     settings = WritingSettings(
-        fewest=1 if done else chosen["fewest"],
+        fewest=chosen["fewest"],
         most=chosen["most"],
         max_tokens=chosen["max_tokens"],
         temperature=chosen["temperature"],
@@ -175,7 +182,7 @@ def _endpoint(chosen: dict[str, Any], done: tuple[str, ...]) -> Planner:
     settings = EndpointSettings(
         url=chosen["url"],
         model=chosen["model_name"],
-        fewest=1 if done else chosen["fewest"],
+        fewest=chosen["fewest"],
         most=chosen["most"],
         done=done,
         max_tokens=chosen["max_tokens"],
@@ -207,7 +214,7 @@ class _Native:
         from ..ksgen_core.planning.reply import ReplyError, plan_from_reply
         from ..ksgen_core.planning.wording import whole_prompt
 
-        fewest, most = 1 if self.done else self.chosen["fewest"], self.chosen["most"]
+        fewest, most = self.chosen["fewest"], self.chosen["most"]
         prompt = whole_prompt(query.goal, examples, self.done, fewest=fewest, most=most)
         sampled = self.chosen["temperature"] > 0
         for attempt in range(self.ATTEMPTS if sampled else 1):
@@ -231,7 +238,8 @@ class _Native:
 
     def _write(self, prompt: str, query: Query, seed: int, sampled: bool) -> str:
         """The host shows its own progress for every token, and stops there when it is asked to."""
-        tokens = self.clip.tokenize(prompt, image=query.image[None], min_length=1, thinking=False)
+        # Some models' chat templates, which hold the place of the picture, are off unless asked for.
+        tokens = self.clip.tokenize(prompt, image=query.image[None], skip_template=False, min_length=1, thinking=False)
         written = self.clip.generate(
             tokens,
             do_sample=sampled,
@@ -239,7 +247,8 @@ class _Native:
             temperature=self.chosen["temperature"] or 1.0,
             seed=seed % 2**64,
         )
-        return self.clip.decode(written)
+        nested = len(written) > 0 and hasattr(written[0], "__len__")  # a batch of one, in former versions of the host
+        return self.clip.decode(written[0] if nested else written)
 
 
 def _native(chosen: dict[str, Any], done: tuple[str, ...]) -> Planner:

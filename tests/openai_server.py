@@ -27,6 +27,7 @@ class Handler(BaseHTTPRequestHandler):
         if answer is not too_large:
             self.asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.requests.append((self.path, dict(self.headers.items()), self.asked))
+        self.server.came.set()
         try:
             answer(self)
         except OSError:
@@ -72,7 +73,8 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, *answers: Answer, tls: ssl.SSLContext | None = None) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.answers, self.requests, self.gone = answers, [], threading.Event()
+        self.answers, self.requests = answers, []
+        self.came, self.gone = threading.Event(), threading.Event()
         self.scheme = "https" if tls else "http"
         if tls:
             self.socket = tls.wrap_socket(self.socket, server_side=True)

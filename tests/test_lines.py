@@ -31,7 +31,7 @@ STEPS = st.builds(
     KeyStep,
     WORDS.map(lambda words: "do " + " ".join(words)),
     before=st.none() | st.just("It is empty."),
-    seconds=st.none() | st.floats(0.1, 600).map(lambda x: round(x, 3)),
+    seconds=st.none() | st.floats(0, 600, exclude_min=True),
     seed=st.none() | st.integers(0, 2**64 - 1),
     lock=st.booleans(),
 )
@@ -55,12 +55,13 @@ def test_steps_are_added_left_out_and_moved():
     edited = edit_plan(PLAN, "add milk | lock\n- warm the mug\n3) Boil  water | 2.5 s")
     assert [step.text for step in edited.steps] == ["add milk", "warm the mug", "Boil  water"]
     assert edited.steps[0].lock and edited.steps[1] == KeyStep("warm the mug")
-    assert (edited.steps[2].after, edited.steps[2].seconds, edited.steps[2].seed) == ("The kettle steams.", 2.5, 7)
+    assert (edited.steps[2].after, edited.steps[2].seconds, edited.steps[2].seed) == ("The kettle steams.", 2.5, None)
     assert (edited.goal, edited.sources) == (PLAN.goal, PLAN.sources)
 
 
-def test_leaving_out_lock_unlocks():
-    assert not edit_plan(PLAN, "add milk").steps[0].lock
+def test_what_a_line_leaves_out_is_not_set():
+    milk, water = edit_plan(PLAN, "add milk\nboil water").steps
+    assert not milk.lock and water.seed is None and water.seconds is None
 
 
 def test_json_takes_the_plans_place():
@@ -77,6 +78,7 @@ def test_json_takes_the_plans_place():
         ("boil | 601 s", "at most 600 seconds"),
         ("{", "not valid JSON"),
         ("{" * 100_000, "not valid JSON"),
+        ('{"seed": ' + "1" * 5000 + "}", "not valid JSON"),
         ('{"kind": "other"}', "lacks"),
     ],
 )

@@ -180,7 +180,11 @@ def test_the_classes_of_characters_are_what_python_calls_them():
     assert allowed == seen | unseen and not seen & unseen
     assert not any(c.isspace() for c in seen)
     refused_ones = set(everything) - allowed
-    assert refused_ones | set("\t\n\r") == {c for c in everything if unicodedata.category(c) in ("Cc", "Cs")}
+    controls = {c for c in everything if unicodedata.category(c) in ("Cc", "Cs")}
+    turning = {c for c in everything if unicodedata.bidirectional(c) in ("LRE", "RLE", "PDF", "LRO", "RLO")}
+    turning |= {c for c in everything if unicodedata.bidirectional(c) in ("LRI", "RLI", "FSI", "PDI")}
+    assert refused_ones | set("\t\n\r") == controls | turning
+    assert not set("\u00ad\u2800\u3164\u200e\u2062") & seen
 
 
 def test_the_schema_is_one_and_gives_the_fields_in_order():

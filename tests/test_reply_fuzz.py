@@ -79,9 +79,27 @@ def outcome(reply: str, fewest: int = 2, most: int = 7) -> Plan | ReplyError:
     return plan
 
 
+def whole_plans(reply: str) -> list[list[str]]:
+    """The step texts of every JSON object of the reply that has steps, as Python's own parser reads it."""
+    found = []
+    for start in (k for k, letter in enumerate(reply) if letter == "{"):
+        try:
+            value, _ = json.JSONDecoder().raw_decode(reply, start)
+            found.append([" ".join(step["text"].split()) for step in value["steps"]])
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            pass
+    return found
+
+
 def test_ten_thousand_mutated_replies():
+    """Whatever is read is the whole of one JSON object that stands in the reply."""
     rng = random.Random(20)
-    read = sum(isinstance(outcome(mutated(rng)), Plan) for _ in range(10_000))
+    read = 0
+    for _ in range(10_000):
+        reply = mutated(rng)
+        if isinstance(plan := outcome(reply), Plan):
+            read += 1
+            assert [step.text for step in plan.steps] in whole_plans(reply)
     assert 500 < read < 9_500, "the mutations are too mild or too wild to show anything"
 
 

@@ -8,7 +8,7 @@ import torch
 from ksgen_core import build
 from ksgen_core.errors import KSGenError
 from ksgen_core.planning.consensus import Consensus
-from ksgen_core.retrieval.lexical import words_of
+from ksgen_core.retrieval.lexical import SAME, step_words_of, words_of
 from ksgen_core.retrieval.library import BUILT_IN, Skill, read_library
 from ksgen_core.retrieval.search import SkillSearch
 from ksgen_core.types import KeyStep, Plan, Query
@@ -108,3 +108,22 @@ def test_a_models_folders_own_plans_come_before_everyday_skills():
     assert retrieve(Query(IMAGE, "fitting a new battery in the car"))[0].source.startswith("ksgen:car")
     with pytest.raises(KSGenError, match="No step found"):
         alone(Query(IMAGE, "pump up a bike tyre"))
+
+
+@pytest.mark.parametrize(
+    "word", "string ceiling dressing painting earring speed cake glass tape slice dish egg".split()
+)
+def test_one_and_several_of_a_thing_are_one_word(word):
+    several = word + ("es" if word.endswith(("ss", "sh")) else "s")
+    assert words_of(word) == words_of(several)
+
+
+def test_words_for_one_thing_are_written_as_they_are_compared():
+    assert words_of("saute onions") == words_of("fry onions")
+    assert all(words_of(word) == [same] for word, same in SAME.items())
+
+
+def test_where_to_tells_steps_apart_and_not_goals():
+    assert step_words_of("lift the bike into the car") != step_words_of("lift the bike from the car")
+    assert step_words_of("put a bag in the mug") == step_words_of("put the bag into a mug")
+    assert words_of("get into the car") == words_of("get in a car")

@@ -84,12 +84,12 @@ def test_what_is_left_out_neither_shows_nor_counts():
         search.find("make tea", without={"t1", "t2", "t3"})
     assert "t1" in {e.source for e in search.find("make tea")}, "the next query leaves nothing out"
     with pytest.raises(KSGenError, match="Every skill of the library is left out"):
-        search.find("make tea", without={"t1", "t2", "t3", "e1", "c", "library, line 5"})
+        search.find("make tea", without={"t1", "t2", "t3", "e1", "c", "skill 5 of the library"})
 
 
 def test_a_skill_without_source_is_named_by_its_place_and_an_alias_is_a_name():
     search = SkillSearch(LIBRARY)
-    assert search.find("boil an egg")[0].source == "library, line 5"
+    assert search.find("boil an egg")[0].source == "skill 5 of the library"
     assert search.find("a sunny-side up")[0].source == "e1" and search.find("a sunny-side up")[0].score == 1
 
 

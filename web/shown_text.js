@@ -20,7 +20,8 @@ app.registerExtension({
     };
     if (node.comfyClass !== "KSGenEditPlan") return;
     const takeOver = () => {
-      node.widgets.find((widget) => widget.name === "text").value = area.value;
+      // What is shown is not saved: before the first run there is nothing to take over.
+      if (area.value) node.widgets.find((widget) => widget.name === "text").value = area.value;
     };
     node.addWidget("button", "edit these lines", null, takeOver, { serialize: false }).serialize = false;
   },

@@ -31,6 +31,8 @@ EXACT_WEIGHT = 0.2
 the consensus is seldom a plan that anybody followed. Chosen on COIN's library part, see benchmarks/planning.py."""
 RARE = 0.1
 """A step in a smaller share of the plans is not tried in an edit."""
+LONGEST_EDITED = 20
+"""Steps; the edits of a longer order are too many to try."""
 BEAM = 2
 """How many orders are edited in a round."""
 SOURCES = 8
@@ -68,6 +70,7 @@ class Consensus:
     words_of: WordsOf
     fewest: int = FEWEST
     most: int = MOST
+    step_words_of: WordsOf | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.fewest <= self.most:
@@ -82,7 +85,7 @@ class Consensus:
         if not examples:
             raise KSGenError(f"No step found for the goal {goal!r}. Reword the goal, or give the steps yourself.")
         voters = self._voters(goal, examples)
-        orders = aligned([v.plan for v in voters], [v.weight for v in voters], self.words_of)
+        orders = aligned([v.plan for v in voters], [v.weight for v in voters], self.step_words_of or self.words_of)
         order = best_order(orders, [v.weight for v in voters], self.fewest, self.most)
         edit, common = edit_scores([order], orders)[0], ious([order], orders)[0]
         similarity = [round(float(s), 9) for s in (edit + common) / 2]
@@ -141,12 +144,13 @@ def best_order(orders: Sequence[Order], weights: Sequence[float], fewest: int, m
     in this order, in one of them. So two ways of doing one thing never come to stand in one plan.
     """
     fewest = min(fewest, max(map(len, orders)))
-    start = {_cut(order, most) for order in orders if len(order) >= fewest}
+    start = {_cut(order, fewest, most) for order in orders if len(order) >= fewest}
     graph = _Graph(orders, weights)
     best = graph.ranked(start)[:BEAM]
     tried = set(start)
     while True:
-        edits = {edit for _, order in best for edit in graph.edits(order) if fewest <= len(edit) <= most} - tried
+        short = [order for _, order in best if len(order) <= LONGEST_EDITED]
+        edits = {edit for order in short for edit in graph.edits(order) if fewest <= len(edit) <= most} - tried
         if not edits:
             return best[0][1]
         tried |= edits
@@ -198,10 +202,11 @@ class _Graph:
         )
 
 
-def _cut(order: Order, most: int) -> Order:
-    """At most `most` nodes: first what repeats goes, then what lies between, evenly; the last one always stays."""
-    if len(order) > most:
-        order = tuple(dict.fromkeys(order))
+def _cut(order: Order, fewest: int, most: int) -> Order:
+    """At most `most` nodes: first what repeats goes, unless fewer than `fewest` would be left, then what lies between,
+    evenly; the last one always stays."""
+    if len(order) > most and len(distinct := tuple(dict.fromkeys(order))) >= fewest:
+        order = distinct
     if len(order) <= most:
         return order
     if most == 1:

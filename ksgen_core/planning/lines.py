@@ -15,7 +15,7 @@ from ..errors import KSGenError
 from ..types import KeyStep, Plan
 
 _ITEM = re.compile(r"\s*(?:\d+[.)]|[-*•])\s+")
-_SECONDS = re.compile(r"(\d+(?:\.\d+)?)\s*s")
+_SECONDS = re.compile(r"(\d+(?:\.\d+)?(?:e-\d+)?)\s*s")
 _SEED = re.compile(r"seed\s+(\d+)")
 
 
@@ -32,7 +32,7 @@ def read_lines(text: str) -> tuple[KeyStep, ...]:
 def edit_plan(plan: Plan, text: str) -> Plan:
     """The plan with the steps of `text` in their order; an empty text changes nothing.
 
-    A line with the words of a step of the plan is that step: it keeps its states, and what the line does not set.
+    A line with the words of a step of the plan is that step and keeps its states; the rest is what the line says.
     Text that starts with { is a whole ksgen.plan/1 JSON document and takes the plan's place.
     Raises `KSGenError` for a line or a document that cannot be read.
     """
@@ -54,8 +54,6 @@ def edit_plan(plan: Plan, text: str) -> Plan:
                 text=old.text if _flat(old.text) == given.text else given.text,
                 before=old.before,
                 after=old.after,
-                seconds=old.seconds if given.seconds is None else given.seconds,
-                seed=old.seed if given.seed is None else given.seed,
             )
         )
     return replace(plan, steps=tuple(steps))
@@ -65,13 +63,14 @@ def read_json(text: str) -> Plan:
     """The plan of a ksgen.plan/1 JSON text. Raises `KSGenError` if it is none."""
     try:
         document = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError for numbers of thousands of digits, too
         raise KSGenError(f"The text is not valid JSON: {error}. A plan is a ksgen.plan/1 JSON document.") from error
     return Plan.from_json(document)
 
 
 def _line(step: KeyStep) -> str:
-    seconds = f"{step.seconds:.12g} s" if step.seconds is not None else ""
+    # Python writes the shortest digits that give the number back, small ones with an exponent.
+    seconds = f"{step.seconds!r} s" if step.seconds is not None else ""
     seed = f"seed {step.seed}" if step.seed is not None else ""
     return " | ".join(filter(None, (_flat(step.text), seconds, seed, "lock" if step.lock else "")))
 

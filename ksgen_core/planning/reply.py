@@ -32,13 +32,13 @@ LONGEST_REPLY = 100_000
 FIELDS = ("text", "before", "after")
 
 BLANK = "\t\n\r \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-UNSEEN = BLANK + "\u200b-\u200d\u2060\ufeff"
+UNSEEN = BLANK + "\u00ad\u200b-\u200f\u2060-\u2065\u206a-\u206f\u2800\u3164\ufeff"
 # Literal characters, no escapes: every engine of regular expressions reads them the same, and those that know no
 # surrogates have none to refuse.
-ALLOWED = "\t\n\r -~\u00a0-\ud7ff\ue000-\U0010ffff"
+ALLOWED = "\t\n\r -~\u00a0-\u2029\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
 SEEN = (
-    "!-~\u00a1-\u167f\u1681-\u1fff\u200e-\u2027\u202a-\u202e\u2030-\u205e\u2061-\u2fff"
-    "\u3001-\ud7ff\ue000-\ufefe\uff00-\U0010ffff"
+    "!-~\u00a1-\u00ac\u00ae-\u167f\u1681-\u1fff\u2010-\u2027\u2030-\u205e\u2070-\u27ff\u2801-\u2fff"
+    "\u3001-\u3163\u3165-\ud7ff\ue000-\ufefe\uff00-\U0010ffff"
 )
 """ALLOWED without UNSEEN, as ranges: a pattern that is never ambiguous is matched in one pass."""
 

@@ -108,7 +108,12 @@ class Embedding:
                 tokens = torch.tensor([ids[n] + [0] * (longest - len(ids[n])) for n in rows])
                 lengths = torch.tensor([len(ids[n]) for n in rows])
                 mask = torch.arange(longest) < lengths[:, None]
-                hidden = encode(self._weights, self.config, tokens, mask)
+                try:
+                    hidden = encode(self._weights, self.config, tokens, mask)
+                except KeyError as error:
+                    raise KSGenError(
+                        f"{self.folder / 'model.safetensors'} lacks {error}. Get the folder again."
+                    ) from error
                 pooled = (hidden * mask[..., None]).sum(1) / lengths[:, None] if self.by_mean else hidden[:, 0]
                 found[rows] = torch.nn.functional.normalize(pooled, dim=1).numpy()
         return found

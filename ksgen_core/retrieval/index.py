@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 KIND = "ksgen.vectors/1"
-CHUNK = 512
+CHUNK = 64
 """Documents that are embedded at a time."""
-MOST_KEPT = 200_000
-"""Vectors in a file, 300 MB of them at a width of 384: past that the file keeps those of the last library only."""
+MOST_KEPT = 40_000
+"""Vectors in a file, 60 MB of them at a width of 384: past that the file keeps those of the last library only."""
 UNLIKE = (
     "make coffee",
     "change a car tyre",
@@ -72,8 +72,12 @@ class Embed(Protocol):
 class VectorIndex:
     """Vectors of skills and of queries by one embedding; those of skills are kept in `folder`, if one is given."""
 
-    def __init__(self, embed: Embed, folder: str | Path | None = None) -> None:
-        self.embed = embed
+    def __init__(
+        self, embed: Embed, folder: str | Path | None = None, progress: Callable[[int, int], None] = lambda *_: None
+    ) -> None:
+        """`progress` is called with how many documents of how many are embedded; what it raises stops the work, and
+        what is done by then is kept."""
+        self.embed, self.progress = embed, progress
         self.folder = None if folder is None else Path(folder)
 
     @property
@@ -107,6 +111,7 @@ class VectorIndex:
                 chunk = todo[begin : begin + CHUNK]
                 made = self._embedded([documents[missing[key][0]] for key in chunk])
                 new |= zip(chunk, made, strict=True)
+                self.progress(len(new), len(todo))
         finally:
             # What is done by then is kept, even if it is stopped.
             if new:
@@ -118,7 +123,7 @@ class VectorIndex:
     @cached_property
     def unlike(self) -> float:
         """The cosine that this embedding gives goals that have nothing to do with each other, on the average."""
-        vectors = self.of_library([(text,) for text in UNLIKE])
+        vectors = self._embedded([(text,) for text in UNLIKE])
         return float((vectors.sum(0) @ vectors.sum(0) - len(UNLIKE)) / (len(UNLIKE) * (len(UNLIKE) - 1)))
 
     def _embedded(self, documents: Sequence[Sequence[str]]) -> np.ndarray:
@@ -148,6 +153,9 @@ class VectorIndex:
                 raise KSGenError("its content is not what it says")
             if vectors.shape != (len(keys), self.embed.width) or vectors.dtype != np.float32 or keys.shape[1:] != (16,):
                 raise KSGenError("its vectors are of another shape")
+        except OSError as error:
+            log.warning("The index %s cannot be read and is built again: %s", self.path, error)
+            return nothing
         except Exception as error:  # safetensors and numpy each raise their own
             log.warning("The index %s is broken and is built again: %s", self.path, error)
             return nothing
@@ -181,5 +189,5 @@ def _key(texts: Sequence[str]) -> bytes:
 def _digest(keys: np.ndarray, vectors: np.ndarray) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for part in (keys, vectors):
-        digest.update(part.tobytes())
+        digest.update(part.data if part.size else b"")
     return digest.hexdigest()

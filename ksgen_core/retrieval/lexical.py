@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,8 +28,10 @@ STOP_WORDS = frozenset(
     "our out please prepare serve show some that the then there these this to up use using want we what with you "
     "your".split()
 )
-SAME = {"cup": "mug", "teabag": "tea", "brew": "tea", "fry": "pan", "saute": "pan", "chop": "cut", "slic": "cut"}
+SAME = {"cup": "mug", "teabag": "tea", "brew": "tea", "fry": "pan", "saut": "pan", "chop": "cut", "slic": "cut"}
 """Words that people use for one thing, their endings cut."""
+DIRECTIONS = {"from": "from", "to": "to", "in": "in", "into": "in", "on": "on", "onto": "on", "up": "up", "out": "out"}
+"""Stop words that tell one step from another, and those that say the same."""
 
 
 class Bm25:
@@ -82,19 +84,31 @@ class Bm25:
 
 def words_of(text: str) -> list[str]:
     """The telling words of a text, in small letters, without their endings."""
+    return _words(text, STOP_WORDS)
+
+
+def step_words_of(text: str) -> list[str]:
+    """The telling words of a step's text, those that say where to among them: into the car is not from the car."""
+    return [DIRECTIONS.get(word, word) for word in _words(text, STOP_WORDS - DIRECTIONS.keys())]
+
+
+def _words(text: str, stop_words: Set[str]) -> list[str]:
     words = re.findall(r"[^\W_]+", text.lower())
-    stems = [_stem(word) for word in words if word not in STOP_WORDS]
+    stems = [_stem(word) for word in words if word not in stop_words]
     return [SAME.get(stem, stem) for stem in stems]
 
 
 def _stem(word: str) -> str:
-    """Cut the commonest English endings: one plural, -ing or -ed, and what they doubled."""
-    for ending in ("ing", "ed", "es", "s"):
+    """Cut the commonest English endings: one plural, then -ing or -ed and what they doubled."""
+    for ending in ("es", "s"):
         rest = word.removesuffix(ending)
         if rest != word and len(rest) >= 3 and not (ending == "s" and rest.endswith(("s", "u", "i"))):
             word = rest
-            if ending in ("ing", "ed") and len(word) > 3 and word[-1] == word[-2] and word[-1] not in "ls":
-                word = word[:-1]
+            break
+    for ending in ("ing", "ed"):
+        rest = word.removesuffix(ending)
+        if rest != word and len(rest) >= 3:
+            word = rest[:-1] if len(rest) > 3 and rest[-1] == rest[-2] and rest[-1] not in "ls" else rest
             break
     # "slice", "slicing" and "slices" must meet.
     return word[:-1] if len(word) > 3 and word.endswith(("e", "y")) else word

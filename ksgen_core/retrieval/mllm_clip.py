@@ -32,15 +32,22 @@ class PictureText:
             raise KSGenError(f"{folder} holds a model of type {kind!r}, wanted 'clip'. Give a folder of CLIPModel.")
         read_metadata(folder / "model.safetensors")  # says so if the file is cut off or no such file
 
+        import torch
         from transformers import AutoTokenizer, CLIPModel
 
         try:
-            self.model: Any = CLIPModel.from_pretrained(folder, local_files_only=True).eval()
+            loaded: Any = CLIPModel.from_pretrained(
+                folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+            )
+            model, report = loaded
+            self.model: Any = model.eval()
             self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, RuntimeError) as error:
             raise KSGenError(
                 f"The CLIP model in {folder} cannot be loaded ({error}). Get that folder again."
             ) from error
+        if missing := sorted(report["missing_keys"]):
+            raise KSGenError(f"The CLIP model in {folder} lacks {', '.join(missing[:3])}. Get that folder again.")
         processor = read_json(folder / "preprocessor_config.json")
         self.mean, self.std = processor.get("image_mean", CLIP_MEAN), processor.get("image_std", CLIP_STD)
 

@@ -52,7 +52,7 @@ class SkillSearch:
             raise ValueError(f"count must be at least 1, got {count}")
         self.skills, self.vectors, self.count = tuple(skills), vectors, count
         self.by = "words" if vectors is None else "words and meaning"
-        self.sources = [skill.source or f"library, line {number}" for number, skill in enumerate(self.skills, 1)]
+        self.sources = [skill.source or f"skill {number} of the library" for number, skill in enumerate(self.skills, 1)]
         self._words = Bm25(map(_words, self.skills))
         self._named: dict[str, list[int]] = {}
         for n, skill in enumerate(self.skills):

@@ -68,6 +68,7 @@ def test_a_language_model_is_freed_after_its_plan(server: Server):
     prompt["held"] = node("TestModelsHeld", after=["plan", 1])
     prompt["show_held"] = node("PreviewAny", source=["held", 0])
     assert "Gemma3" not in shown(server, prompt, "show_held")
+    assert "Requested to load Gemma3ForConditionalGeneration" in server.log()
 
 
 def test_writing_shows_progress_and_stops_when_cancelled(server: Server):
@@ -89,10 +90,9 @@ def test_writing_shows_progress_and_stops_when_cancelled(server: Server):
     assert "execution_interrupted" in kinds and "execution_error" not in kinds
 
 
-@pytest.mark.parametrize("model", ["nowhere"])
-def test_an_unknown_hub_model_is_named(server: Server, model: str):
-    choice = {"planner": "mllm", "planner.model": "tiny", "planner.hub_id": f"/{model}", **WRITING}
-    with pytest.raises(NodeFailed, match=model):
+def test_a_model_that_is_nowhere_is_named(server: Server):
+    choice = {"planner": "mllm", "planner.model": "tiny", "planner.hub_id": "/nowhere", **WRITING}
+    with pytest.raises(NodeFailed, match="/nowhere"):
         server.run(planning(choice))
 
 
@@ -196,8 +196,9 @@ def test_any_language_model_node_can_plan_through_text(server: Server):
     assert f'Goal: "{GOAL}"' in outputs["show"]["text"][0]
     assert texts(outputs["show_plan"]["text"][0]) == TEXTS_WRITTEN
     prompt["plan"]["inputs"]["fewest"] = 3
-    with pytest.raises(NodeFailed, match="2"):
+    with pytest.raises(NodeFailed, match="2 steps") as refused:
         server.run(prompt)
+    assert "pour it over the tea" in refused.value.message
 
 
 def test_a_plan_is_edited_by_its_lines(server: Server):
@@ -280,8 +281,11 @@ def test_waiting_for_a_server_is_cancelled(server: Server):
     with asked, server.listen(client) as messages:
         number = server.queue(planning(choice | {"planner.seed": 3}), client)
         while not asked.requests:
-            if messages.waiting():
-                messages.next()
+            message = messages.next()
+            assert not isinstance(message, dict) or message["type"] != "execution_error", message
+            if isinstance(message, dict) and message["type"] == "executing" and message["data"]["node"] == "plan":
+                break
+        assert asked.came.wait(120)
         server.post("/interrupt", {})
-        entry = server.wait(number, 15)
+        entry = server.wait(number, 60)
     assert "execution_interrupted" in [kind for kind, _ in entry["status"]["messages"]]
