@@ -102,10 +102,23 @@ def test_the_picture_is_a_jpeg_of_bounded_size_without_metadata():
 
 def test_the_query_of_a_url_is_sent_and_not_shown():
     with Server(peer.refuse(418)) as server, pytest.raises(Refused) as error:
-        asked = settings(f"{server.url}?token=s3cret")
+        asked = settings(f"{server.url}?api-version=s3cret")
         list(write_plan(QUERY, (), asked))
-    assert server.requests[0][0] == "/v1/chat/completions?token=s3cret"
+    assert server.requests[0][0] == "/v1/chat/completions?api-version=s3cret"
     assert "s3cret" not in str(error.value) + repr(asked) + repr(asked.completions)
+
+
+@pytest.mark.parametrize("name", ["key", "api_key", "Token", "client_secret"])
+def test_a_key_in_the_url_is_refused_since_the_url_is_saved_with_graphs(name):
+    with pytest.raises(KSGenError, match="seems to hold a key") as error:
+        settings(f"https://a.example/v1?{name}=s3cret")
+    assert "s3cret" not in str(error.value)
+
+
+@pytest.mark.parametrize("host", ["a..b", f"{'a' * 64}.example", "-a.example", "a-.example"])
+def test_a_host_that_no_name_server_takes_is_refused(host):
+    with pytest.raises(KSGenError, match="no proper host"):
+        settings(f"http://{host}/v1")
 
 
 def test_a_server_that_answers_with_one_document_is_read_as_such():
@@ -178,6 +191,15 @@ def test_a_reply_that_is_no_plan_travels_in_the_error():
 def test_a_reply_that_was_cut_off_says_so():
     with Server(peer.stream(PLAN[:40], finish="length")) as server, pytest.raises(ReplyError, match="max_tokens"):
         plan_of(server)
+
+
+def test_a_draft_before_the_place_where_a_reply_was_cut_off_is_no_plan():
+    draft = f"First idea: {PLAN} but that leaves out the kettle, so I should"
+    with Server(peer.stream(draft, finish="length")) as server, pytest.raises(ReplyError, match="draft") as error:
+        plan_of(server)
+    assert error.value.raw == draft
+    with Server(peer.stream(f"```json\n{PLAN}\n```", finish="length")) as server:
+        assert len(plan_of(server).steps) == 2
 
 
 def test_a_server_that_does_not_know_schemas_is_asked_once_more_without(caplog):

@@ -332,7 +332,7 @@ def test_a_short_key_is_a_word_that_replies_may_hold(tmp_path):
 
 def test_reprs_hold_no_key():
     key = Key(KEY, "somewhere")
-    assert has_none_of(f"{key} {key!r} {[key]} {EndpointSettings(f'http://a.example/?key={KEY}', 'm')}")
+    assert has_none_of(f"{key} {key!r} {[key]} {EndpointSettings(f'http://a.example/?v={KEY}', 'm')}")
     assert key == Key(KEY, "somewhere") != Key("other", "somewhere")
 
 

@@ -16,7 +16,8 @@ from ..errors import KSGenError
 PORTS = {"http": 80, "https": 443}
 
 _PRINTABLE = re.compile(r"[!-~]+")
-_HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?")
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _PLACE = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:]+)(?::(\d{1,5}))?")
 
 

@@ -56,6 +56,9 @@ def write_plan(query: Query, examples: Sequence[Example], settings: EndpointSett
             fewest=settings.fewest,
             most=settings.most,
         )
+        # What was cut off behind a whole plan may have been about to throw it away.
+        if reply.finish in ("length", "content_filter") and not reply.text.rstrip("` \n\t").endswith("}"):
+            raise ReplyError("The reply was cut off behind a plan, which may be a draft.", reply.text)
         said = json.dumps(plan.to_json(), ensure_ascii=False)
     except ReplyError as error:
         plan, said, fault = None, str(error), error
@@ -84,8 +87,9 @@ def _request(query: Query, examples: Sequence[Example], settings: EndpointSettin
             {"type": "text", "text": asked},
         ]
     schema = reply_schema(settings.fewest, settings.most, patterns=False)
-    # OpenAI's own models of today refuse the old name, and few other servers know the new one.
-    tokens = "max_completion_tokens" if settings.completions.host == "api.openai.com" else "max_tokens"
+    # OpenAI's own models of today refuse the old name, which most other servers know alone, and some a temperature.
+    openai = settings.completions.host == "api.openai.com"
+    tokens = "max_completion_tokens" if openai else "max_tokens"
     request = {
         "model": settings.model,
         "messages": [
@@ -94,7 +98,7 @@ def _request(query: Query, examples: Sequence[Example], settings: EndpointSettin
         ],
         "stream": True,
         tokens: settings.max_tokens,
-        "temperature": settings.temperature,
+        "temperature": None if openai and not settings.temperature else settings.temperature,
         "seed": settings.seed,
         # Without "strict", which at OpenAI allows neither lengths nor fields that may be left out.
         "response_format": {"type": "json_schema", "json_schema": {"name": "plan", "schema": schema}},

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 from ..errors import KSGenError
 from ..types import MAX_STEPS
 from .address import Address, read_address
 from .wording import FEWEST, MOST
 
+_SECRET = re.compile("key|token|secret|password|auth|sig", re.IGNORECASE)
 LONGEST_WAIT = 60
 """Seconds between two tries."""
 
@@ -40,7 +43,13 @@ class EndpointSettings:
     keys_file: Path | None = None
 
     def __post_init__(self) -> None:
-        if read_address(self.url).target.partition("?")[0].rstrip("/").endswith("/chat/completions"):
+        path, _, query = read_address(self.url).target.partition("?")
+        if any(_SECRET.search(name) for name, _ in parse_qsl(query, keep_blank_values=True)):
+            raise KSGenError(
+                "The server's URL seems to hold a key. It would be saved with every graph: take it out, and put it "
+                "into the keys file or the environment."
+            )
+        if path.rstrip("/").endswith("/chat/completions"):
             raise KSGenError("The server's URL is wanted without /chat/completions, e.g. http://127.0.0.1:8000/v1.")
         if not isinstance(self.model, str) or not self.model.strip() or not self.model.isprintable():
             raise KSGenError(f"Name the model as the server lists it, got {self.model!r}.")

@@ -131,7 +131,7 @@ def _talk(
         connection.sock.settimeout(silence_seconds)
         try:
             connection.request("POST", address.target, body, headers)
-        except (BrokenPipeError, ConnectionResetError):
+        except ConnectionError:
             pass  # it has answered before it has read all, e.g. that the picture is too large
         response = connection.getresponse()
         heard.put(Head(response.status, {name.lower(): v for name, v in response.getheaders()}))

@@ -228,8 +228,8 @@ def choose(logits: torch.Tensor, allowed: np.ndarray, temperature: float, genera
 
     tokens = torch.from_numpy(allowed).nonzero().flatten()
     scores = logits[tokens]
-    if scores.isnan().any() or not scores.isfinite().any():
-        raise KSGenError("The model's logits are not numbers (NaN). Load it in bfloat16 or float32.")
+    if not scores.max().isfinite():
+        raise KSGenError("The model's logits are not numbers (NaN or infinite). Load it in bfloat16 or float32.")
     if temperature == 0:
         return int(tokens[scores.argmax()])
     chances = ((scores - scores.max()) / temperature).softmax(0)

@@ -89,7 +89,7 @@ def message_without_diffusers() -> str:
     host = next(module for name, module in sys.modules.items() if name.endswith("KS-Gen.nodes.host"))
     sys.modules["diffusers"] = None
     try:
-        host.require_packages()
+        host.require_packages("diffusers", "transformers")
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return ""
