@@ -46,7 +46,7 @@ def embedding_names() -> list[str]:
     from ..ksgen_core.retrieval.embed import installed_embedding
 
     installed = [INSTALLED] if installed_embedding() else []
-    return [*installed, WORDS_ONLY, *_folders_of("bert")]
+    return [*installed, *_folders_of("bert"), WORDS_ONLY]
 
 
 def picture_embedding_names() -> list[str]:

@@ -16,7 +16,7 @@ from ksgen_core.errors import KSGenError
 from ksgen_core.orders import edit_score, edit_scores, iou, ious
 from ksgen_core.planning.alignment import aligned
 from ksgen_core.planning.consensus import Consensus, best_order
-from ksgen_core.retrieval.lexical import words_of
+from ksgen_core.retrieval.lexical import step_words_of, words_of
 from ksgen_core.retrieval.library import BUILT_IN, read_library
 from ksgen_core.types import Example, KeyStep, Plan, Query
 
@@ -219,3 +219,21 @@ def test_no_example_and_impossible_bounds_are_refused():
         planned()
     with pytest.raises(KSGenError, match="got 3 to 2"):
         Consensus(words_of, 3, 2)
+
+
+def test_repeats_go_only_as_long_as_enough_steps_are_left():
+    assert len(planned(example("aaaaa"), fewest=2, most=4).steps) == 4
+    assert letters(planned(example("ababc"), fewest=2, most=3)) == "abc"
+
+
+def test_a_plan_names_at_least_the_most_similar_source():
+    assert len(planned(example("abc", "x"), example("de", "y"), fewest=1, most=1).sources) >= 1
+
+
+def test_into_and_from_are_two_steps():
+    def one(text: str) -> Plan:
+        return Plan("move the bike", (KeyStep(text),))
+
+    plans = [one("lift the bike into the car"), one("lift the bike from the car"), one("lift a bike in the car")]
+    into, out, again = aligned(plans, [1.0] * 3, step_words_of)
+    assert into == again != out

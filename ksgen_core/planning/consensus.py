@@ -62,7 +62,7 @@ class Consensus:
     The plan's `planner` says "retrieval, confidence 0.72": the mean of edit score and IoU with the voting plans, times
     n / (n + 1) for n of them, since few plans that agree prove little. It is about as similar as another plan of the
     same skill is likely to be, and says nothing on whether this skill is the one that was meant. Plans that are more
-    than half similar are its `sources`.
+    than half similar are its `sources`, or the most similar one if none is.
 
     Examples that all have fewer than `fewest` steps give as many as they have: nothing is made up.
     """
@@ -96,7 +96,7 @@ class Consensus:
         return Plan(
             goal,
             _real_steps(order, [(orders[n], voters[n].plan) for n in ranked]),
-            sources=tuple(sources)[:SOURCES],
+            sources=(tuple(sources) or voters[ranked[0]].sources)[:SOURCES],
             planner=f"retrieval, confidence {agreement * plans / (plans + 1):.2f}",
         )
 

@@ -63,6 +63,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     add_tiny_models(folder / "models")
     copytree(tiny_mllm.folder("gemma3"), folder / "models" / "LLM" / "tiny")
     new_clip_folder(folder / "models" / "sentence_transformers" / "tiny", TEXTS)
+    # What another pack, or a download that is not yet whole, may leave there.
+    (folder / "models" / "sentence_transformers" / "half").mkdir()
+    (folder / "models" / "sentence_transformers" / "half" / "config.json").touch()
     copy(HERE / "writing_text_encoder.py", folder / "custom_nodes")
     return folder
 
