@@ -53,6 +53,10 @@ def test_events_are_the_same_however_the_bytes_are_cut(parts, data):
     assert events(raw, list(range(1, len(raw)))) == by_the_standard(lines)
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_field():
+    assert events("\ufeffdata: a\n\ndata: \ufeffb\n\n".encode(), [1, 2]) == ["a", "\ufeffb"]
+
+
 @settings(deadline=None)
 @given(st.binary(max_size=200), st.data())
 def test_no_bytes_crash_the_reader(raw, data):

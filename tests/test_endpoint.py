@@ -27,6 +27,7 @@ from ksgen_core.planning.endpoint import (
     data_url,
     write_plan,
 )
+from ksgen_core.planning.http_post import TICK
 from ksgen_core.planning.reply import ReplyError, reply_schema
 from ksgen_core.planning.wording import system_text, user_text
 from ksgen_core.types import Example, KeyStep, Plan, Query
@@ -312,6 +313,10 @@ def test_the_server_says_how_long_to_wait(monkeypatch):
 )
 def test_retry_after_is_seconds_or_a_date(header, low, high):
     assert low <= endpoint_talk._seconds(header) <= high
+
+
+def test_a_pause_can_be_cancelled_all_along():
+    assert len(list(endpoint_talk._pause(3 * TICK))) >= 3
 
 
 def test_waiting_is_heard_before_each_try():

@@ -286,6 +286,7 @@ def test_a_password_in_a_url_is_told_where_it_belongs():
         peer.raw(KEY.encode(), kind="application/json"),
         peer.stream(KEY),
         peer.stream(f"Your key is {KEY}!"),
+        peer.stream(f"{'Words before it. ' * 20}{KEY}"),
         peer.stream(PLAN.replace("fill the kettle", f"write {KEY}")),
         peer.stream(PLAN.replace("fill the kettle", "".join(f"\\u{ord(c):04x}" for c in KEY))),
         peer.stream(json.dumps({"".join(KEY): 1})),
