@@ -137,7 +137,7 @@ def test_frame_by_frame_layers_give_the_same_numbers_and_gradients(model):
             gradients = {name: p.grad for name, p in vae.named_parameters() if p.grad is not None}
             results.append((latents, decoded, gradients))
         one, other = results
-        torch.testing.assert_close(other[:2], one[:2], atol=3e-5, rtol=1e-4)
+        torch.testing.assert_close(other[:2], one[:2], atol=1e-4, rtol=1e-4)
         assert one[2].keys() == other[2].keys()
         for name, gradient in one[2].items():
             torch.testing.assert_close(
@@ -213,7 +213,7 @@ def test_a_step_is_the_same_alone_and_in_any_batch(model):
     assert one_by_one[2].equal(alone)
     assert list(together) == [2, 0, 1]
     for k, frames in together.items():
-        torch.testing.assert_close(frames, one_by_one[k], atol=1e-5, rtol=0)
+        torch.testing.assert_close(frames, one_by_one[k], atol=5e-5, rtol=0)
 
 
 def test_text_seed_and_picture_of_a_step_all_matter(model):
