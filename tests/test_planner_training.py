@@ -134,10 +134,13 @@ def test_the_padding_of_a_batch_is_not_seen(planner):
     started, samples = drawn(8)
     encoder, writer = Encoder(planner), Writer(planner.model).eval()
     pixels = pixels_of(np.stack([one.picture(32) for one in started]))
+    facts = facts_of_all(started)
+    triples = zip(samples, facts, pixels, strict=True)
     alone = [
-        losses_of_batch(writer, encoder.batch([s]), p[None])["reply"] for s, p in zip(samples, pixels, strict=True)
+        losses_of_batch(writer, encoder.batch([sample], known[None]), each[None])["reply"].detach()
+        for sample, known, each in triples
     ]
-    batch = encoder.batch(samples)
+    batch = encoder.batch(samples, facts)
     counts = (batch["kinds"][:, 1:] == 1).sum(1)
     together = losses_of_batch(writer, batch, pixels)["reply"].detach()
     assert float(together) == pytest.approx(float((torch.stack(alone) * counts).sum() / counts.sum()), rel=1e-2)
