@@ -141,7 +141,7 @@ def test_frame_by_frame_layers_give_the_same_numbers_and_gradients(model):
         assert one[2].keys() == other[2].keys()
         for name, gradient in one[2].items():
             torch.testing.assert_close(
-                other[2][name], gradient, atol=1e-6, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}"
+                other[2][name], gradient, atol=5e-6, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}"
             )
 
 
