@@ -38,7 +38,7 @@ from .planner_samples import GREY, PICTURES, Pictures, Sample, copying, draw_sam
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration
 
-PLANNER = Recipe(iterations=4500, batch=32, rate=1e-3, warm_up=300, decay=0.02, ema=0.998)
+PLANNER = Recipe(iterations=6000, batch=32, rate=1e-3, warm_up=300, decay=0.02, ema=0.998)
 PROMPT_WEIGHT = 0.15
 """Of the loss on the examples' own tokens: they repeat each other, so copying is learned from them as well."""
 DONE_WEIGHT = 0.5
