@@ -12,6 +12,7 @@ import tiny_mllm
 from ksgen_core import cli_planner
 from ksgen_core.build import MINI
 from ksgen_core.cli import main
+from ksgen_core.tabletop.skills import BY_NAME as SKILLS_BY_NAME
 
 GOAL = "make a cup of tea"
 
@@ -61,6 +62,14 @@ def test_a_language_model_in_a_folder(capsys):
     options = ("--planner", "mllm", "--llm", str(tiny_mllm.folder("gemma3")), "--fewest", "2", "--most", "2")
     made = plan(capsys, *options, "--seed", "3")
     assert made["planner"] == "mllm" and len(made["steps"]) == 2
+
+
+def test_the_embedded_language_model_looks_at_the_picture(capsys):
+    """It shows a kettle that is off and an empty mug, so nothing is done yet."""
+    made = plan(capsys, "--planner", "mllm", "--fewest", "1")
+    known = {text for step in SKILLS_BY_NAME["tea"].steps for text in step.texts}
+    assert made["planner"] == "mllm" and {step["text"] for step in made["steps"]} <= known
+    assert len(made["steps"]) >= 3
 
 
 def test_a_server_gets_the_key_of_the_settings_file(capsys, tmp_path: Path):

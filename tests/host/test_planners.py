@@ -63,6 +63,15 @@ def test_a_language_model_in_a_folder_writes_a_plan(server: Server):
     assert 2 <= len(plan["steps"]) <= 7 and plan["planner"] == "mllm"
 
 
+def test_the_embedded_language_model_plans_for_the_example_picture(server: Server):
+    choice = {"planner": "mllm", "planner.model": "embedded", "planner.hub_id": "", **WRITING}
+    prompt = planning(choice)
+    prompt["models"]["inputs"]["folder"] = "embedded"
+    prompt["picture"] = node("LoadImage", image="ksgen_example.png")
+    plan = json.loads(shown(server, prompt))
+    assert plan["planner"] == "mllm" and any("tea" in step["text"] for step in plan["steps"])
+
+
 def test_a_language_model_is_freed_after_its_plan(server: Server):
     prompt = planning({"planner": "mllm", "planner.model": "tiny", "planner.hub_id": "", **WRITING, "planner.seed": 2})
     prompt["held"] = node("TestModelsHeld", after=["plan", 1])
