@@ -106,19 +106,20 @@ def test_words_of_this_world_are_one_token_each(planner):
 
 def test_a_batch_can_be_overfitted_and_the_reply_comes_back(folder, tmp_path):
     planner = PlannerModel.load(folder)
+    torch.manual_seed(0)
     started, samples = drawn(4)
     images = np.stack([one.picture(32) for one in started])
     encoder, writer = Encoder(planner), Writer(planner.model).train()
     batch, pixels = encoder.batch(samples, facts_of_all(started)), pixels_of(images)
     optimiser = torch.optim.AdamW(writer.parameters(), lr=3e-3)
     losses = []
-    for _ in range(120):
+    for _ in range(200):
         found = losses_of_batch(writer, batch, pixels)
         optimiser.zero_grad()
         torch.stack(list(found.values())).sum().backward()
         optimiser.step()
         losses.append(float(found["reply"].detach()))
-    assert losses[-1] < 0.1 < losses[0]
+    assert losses[-1] < 0.02 < losses[0]
     planner.save(tmp_path / "trained", torch.bfloat16)
     mllm = Mllm.load(tmp_path / "trained")
     assert next(mllm.model.parameters()).dtype == torch.bfloat16
