@@ -122,5 +122,6 @@ def test_a_plan_is_shown_taken_over_and_edited_on_its_node(page: Page, server: S
     page.evaluate(f"() => ({nodes})('KSGenEditPlan').find(widget => widget.type === 'button').callback()")
     made = page.evaluate("async () => (await window.app.graphToPrompt()).output")
     edit = next(node for node in made.values() if node["class_type"] == "KSGenEditPlan")
-    assert set(edit["inputs"]) == {"plan", "text"}
+    # Of another graph run before in this page the front end may add a preview to a node of the same number.
+    assert {"plan", "text"} <= set(edit["inputs"]) and not {"shown", "edit these lines"} & set(edit["inputs"])
     assert edit["inputs"]["text"] == page.evaluate(shown, "KSGenEditPlan")
