@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from report import REPORTS, markdown, write_report  # noqa: E402
 
 from ksgen_core import build  # noqa: E402
+from ksgen_core.cli_library import whole_number  # noqa: E402
 from ksgen_core.metrics.tabletop_plans import is_exact  # noqa: E402
 from ksgen_core.pipeline import Planned  # noqa: E402
 from ksgen_core.pixels import from_uint8  # noqa: E402
@@ -98,10 +99,12 @@ def rates(hits: Sequence[bool], cases: Sequence[Case], seconds: float) -> dict[s
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="ksgen bench planner", description=__doc__)
-    parser.add_argument("--instances", type=_count, default=200, help="instances a split")
+    parser.add_argument("--instances", type=whole_number, default=200, help="instances a split")
     parser.add_argument("--planner", type=Path, help="the folder of a model other than the embedded one")
     parser.add_argument("--reports", type=Path, default=REPORTS, help="where the report goes")
-    parser.add_argument("--workers", type=_count, default=os.cpu_count() or 1, help="plans at once, a thread each")
+    parser.add_argument(
+        "--workers", type=whole_number, default=os.cpu_count() or 1, help="plans at once, a thread each"
+    )
     arguments = parser.parse_args(argv)
     mllm = Mllm.load(arguments.planner or build.embedded().planner())
     library = [Skill.of_plan(plan) for split in SPLITS for plan in library_plans(skills_of(split))]
@@ -138,13 +141,6 @@ def main(argv: list[str] | None = None) -> int:
 def _judged(plans: Sequence[Sequence[str]], cases: Sequence[Case], seconds: float) -> dict[str, float]:
     hits = [is_exact(texts, case.right) for texts, case in zip(plans, cases, strict=True)]
     return rates(hits, cases, seconds)
-
-
-def _count(text: str) -> int:
-    """A whole number from 1, for argparse."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"a whole number from 1 is wanted, got {text!r}")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from pictures import grid, stacked  # noqa: E402
 from report import REPORTS, markdown, write_report  # noqa: E402
 
 from ksgen_core import build  # noqa: E402
+from ksgen_core.cli_library import whole_number  # noqa: E402
 from ksgen_core.clips.wan_diffusers import RenderSettings, render_clips  # noqa: E402
 from ksgen_core.keysteps.draw import draw_key_steps  # noqa: E402
 from ksgen_core.keysteps.policies import POLICIES, DrawSettings  # noqa: E402
@@ -166,13 +167,13 @@ def examples(bench: Bench, policies: list[str], count: int) -> Image.Image:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="ksgen bench tabletop", description=__doc__)
-    parser.add_argument("--instances", type=_count, default=200, help="instances a split")
-    parser.add_argument("--clips", type=_count, default=200, help="instances a split with a clip")
+    parser.add_argument("--instances", type=whole_number, default=200, help="instances a split")
+    parser.add_argument("--clips", type=whole_number, default=200, help="instances a split with a clip")
     parser.add_argument("--models", type=Path, help="a models folder other than the embedded one")
     parser.add_argument("--judges", type=Path, default=JUDGES, help="the folder of the judges' weights")
     parser.add_argument("--reports", type=Path, default=REPORTS, help="where the report goes")
     parser.add_argument(
-        "--workers", type=_count, default=os.cpu_count() or 1, help="tasks at once, each on one processor"
+        "--workers", type=whole_number, default=os.cpu_count() or 1, help="tasks at once, each on one processor"
     )
     parser.add_argument("--policies", nargs="*", choices=POLICIES, default=list(POLICIES))
     arguments = parser.parse_args(argv)
@@ -242,13 +243,6 @@ COLUMNS = (
     "seconds_per_key_image",
     "seconds_per_clip",
 )
-
-
-def _count(text: str) -> int:
-    """A whole number from 1, for argparse."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"a whole number from 1 is wanted, got {text!r}")
-    return int(text)
 
 
 if __name__ == "__main__":

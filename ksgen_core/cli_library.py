@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     meaning.add_argument(
         "--embedding", type=Path, metavar="DIR", help="a folder of sentence-transformers (default: the installed one)"
     )
-    search.add_argument("--count", type=_count, default=5, metavar="N", help="at most N skills (default: 5)")
+    search.add_argument("--count", type=whole_number, default=5, metavar="N", help="at most N skills (default: 5)")
     arguments = parser.parse_args(argv)
     return arguments.command(arguments)
 
@@ -98,7 +98,7 @@ def _search(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _count(text: str) -> int:
+def whole_number(text: str) -> int:
     """A whole number from 1, for argparse."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"a whole number from 1 is wanted, got {text!r}")

@@ -100,11 +100,19 @@ def open_models(name: str) -> HostModels:
 
     if name == EMBEDDED:
         return HostModels(build.embedded())
-    roots = folder_paths.get_folder_paths(MODEL_FOLDER)
+    return HostModels(build.open_folder(find_folder(MODEL_FOLDER, name, "models folder", "it")))
+
+
+def find_folder(kind: str, name: str, what: str, it: str = "its folder") -> Path:
+    """The folder `name` in one of the host's model folders of this kind.
+
+    Raises `KSGenError` if there is none, which says `what` is missing and where to put `it`.
+    """
+    roots = folder_paths.get_folder_paths(kind)
     for root in roots:
-        if (Path(root) / name).is_dir():
-            return HostModels(build.open_folder(Path(root) / name))
-    raise KSGenError(f"There is no models folder {name!r}. Put it into {' or '.join(roots)}.")
+        if Path(name).name == name and (Path(root) / name).is_dir():
+            return Path(root) / name
+    raise KSGenError(f"There is no {what} {name!r}. Put {it} into {' or '.join(roots)}.")
 
 
 class HostModels:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import folder_paths
 
-from ..ksgen_core.errors import KSGenError
 from . import host
 
 if TYPE_CHECKING:
@@ -39,11 +38,7 @@ def folder_of(name: str) -> str:
     """The path of the model called `name`. Raises `KSGenError` for an unknown name, with the folders looked at."""
     if name == host.EMBEDDED:
         return str(host.MINI / "planner")
-    roots = folder_paths.get_folder_paths(FOLDER)
-    for root in roots:
-        if (Path(root) / name).is_dir():
-            return str(Path(root) / name)
-    raise KSGenError(f"There is no language model {name!r}. Put its folder into {' or '.join(roots)}.")
+    return str(host.find_folder(FOLDER, name, "language model"))
 
 
 @contextmanager

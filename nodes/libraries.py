@@ -135,9 +135,4 @@ def _vectors(embedding: str) -> VectorIndex | None:
 
 
 def _embedding_folder(name: str) -> Path:
-    roots = folder_paths.get_folder_paths(EMBEDDINGS)
-    folders = [Path(root) / name for root in roots if Path(name).name == name]
-    folder = next((folder for folder in folders if folder.is_dir()), None)
-    if folder is None:
-        raise KSGenError(f"There is no embedding {name!r}. Put its folder into {' or '.join(roots)}.")
-    return folder
+    return host.find_folder(EMBEDDINGS, name, "embedding")

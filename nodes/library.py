@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 class KSGenLoadLibrary(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
+        embeddings = libraries.embedding_names()
         return io.Schema(
             node_id="KSGenLoadLibrary",
             display_name="Load Skill Library",
@@ -34,8 +35,8 @@ class KSGenLoadLibrary(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "embedding",
-                    options=libraries.embedding_names(),
-                    default=libraries.embedding_names()[0],
+                    options=embeddings,
+                    default=embeddings[0],
                     tooltip="What finds skills said in other words: a sentence-transformers folder in ComfyUI's "
                     "models/sentence_transformers, or the installed one. 'words only' compares words alone.",
                 ),
@@ -72,13 +73,7 @@ class KSGenRetrieveExamples(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 sockets.Library.Input("library", tooltip="From 'Load Skill Library'."),
-                io.String.Input(
-                    "goal",
-                    multiline=True,
-                    dynamic_prompts=False,
-                    default="make a cup of tea",
-                    tooltip="The skill in a few words, e.g. 'make a cup of tea'.",
-                ),
+                sockets.goal_input(),
                 io.Int.Input("count", default=8, min=1, max=64, tooltip="At most so many examples."),
                 io.String.Input(
                     "without",

@@ -36,6 +36,14 @@ def plan_output(plan: Plan) -> io.NodeOutput:
     return io.NodeOutput(plan, document, [step.text for step in plan.steps])
 
 
+def _examples_input() -> io.Input:
+    return sockets.Examples.Input(
+        "examples",
+        optional=True,
+        tooltip="From 'Retrieve Examples'. Without it the planner retrieves its own.",
+    )
+
+
 class KSGenPlanSkill(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -53,19 +61,9 @@ class KSGenPlanSkill(io.ComfyNode):
                     "folder and that of everyday skills.",
                 ),
                 io.Image.Input("image", tooltip="The initial picture: the state before the first step. One picture."),
-                io.String.Input(
-                    "goal",
-                    multiline=True,
-                    dynamic_prompts=False,
-                    default="make a cup of tea",
-                    tooltip="The skill in a few words, e.g. 'make a cup of tea'.",
-                ),
+                sockets.goal_input(),
                 planner_input(),
-                sockets.Examples.Input(
-                    "examples",
-                    optional=True,
-                    tooltip="From 'Retrieve Examples'. Without it the planner retrieves its own.",
-                ),
+                _examples_input(),
             ],
             outputs=plan_outputs(),
         )
@@ -117,11 +115,7 @@ class KSGenReplan(io.ComfyNode):
                 ),
                 io.Image.Input("image", tooltip="The picture now, before that step. One picture."),
                 planner_input(),
-                sockets.Examples.Input(
-                    "examples",
-                    optional=True,
-                    tooltip="From 'Retrieve Examples'. Without it the planner retrieves its own.",
-                ),
+                _examples_input(),
             ],
             outputs=plan_outputs(),
         )

@@ -100,13 +100,7 @@ class KSGenPlanPrompt(io.ComfyNode):
             description="Writes the prompt for any language model node; 'Plan from Reply' reads what it answers.",
             search_aliases=["llm prompt", "planner prompt", "ask llm", "system prompt", "instructions"],
             inputs=[
-                io.String.Input(
-                    "goal",
-                    multiline=True,
-                    dynamic_prompts=False,
-                    default="make a cup of tea",
-                    tooltip="The skill in a few words, e.g. 'make a cup of tea'.",
-                ),
+                sockets.goal_input(),
                 *step_limits(),
                 io.Boolean.Input(
                     "picture",

@@ -20,3 +20,14 @@ Clips = io.Custom("KSGEN_CLIPS")
 """A tuple of `ksgen_core.types.Clip`, one per step."""
 
 CATEGORY = "KS-Gen"
+
+
+def goal_input() -> io.String.Input:
+    """The skill that is wanted, as every node asks for it that looks for a plan."""
+    return io.String.Input(
+        "goal",
+        multiline=True,
+        dynamic_prompts=False,
+        default="make a cup of tea",
+        tooltip="The skill in a few words, e.g. 'make a cup of tea'.",
+    )
