@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -143,8 +144,9 @@ def rename_weights(
     write_atomically(out, write)
 
 
-def write_atomically(path: str | Path, write: Callable[[str], object]) -> None:
-    """Let `write` fill a temporary file beside `path` and move it into place once it is whole.
+@contextmanager
+def atomically(path: str | Path) -> Iterator[str]:
+    """A temporary file beside `path` to fill inside the `with`; it is moved into place if the block ends well.
 
     The temporary name keeps the ending of `path`, since video writers choose the container by it.
     Raises `KSGenError` if the folder cannot be written or the disk is full; what stood at `path` stays then.
@@ -155,7 +157,7 @@ def write_atomically(path: str | Path, write: Callable[[str], object]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=".writing-", suffix=path.suffix, dir=path.parent)
         os.close(handle)
-        write(temporary)
+        yield temporary
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
         temporary = None
@@ -169,6 +171,12 @@ def write_atomically(path: str | Path, write: Callable[[str], object]) -> None:
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+def write_atomically(path: str | Path, write: Callable[[str], object]) -> None:
+    """Let `write` fill the temporary file of `atomically`, whose promises and errors are these."""
+    with atomically(path) as temporary:
+        write(temporary)
 
 
 def write_folder(path: str | Path, write: Callable[[Path], object], *, replace: bool = False) -> None:

@@ -28,8 +28,8 @@ small, so that with it the same frames now and then give another file."""
 SMALL = 512 * 512
 """Up to this many pixels one thread encodes fastest: starting more takes longer than the film."""
 LOSSLESS = {"level": "3", "g": "1"}
-"""FFV1's options: its version 3, which has slices, and frames that do not lean on each other: that is as small and faster
-to read. The checksum in every slice helps nobody here: PyAV cannot ask the decoder to stop at a wrong one."""
+"""FFV1's options: its version 3, which has slices, and frames that do not lean on each other, which is as small and
+faster to read. The checksum in every slice helps nobody here: PyAV cannot ask the decoder to stop at a wrong one."""
 RATE_TAG = "KSGEN_FPS"
 """Matroska keeps the length of a frame in whole nanoseconds, from which 60000/1001 comes back as another number."""
 BT709 = 1
