@@ -29,6 +29,16 @@ def to_uint8(picture: torch.Tensor) -> np.ndarray:
     return (picture.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
 
 
+def cut_to_uint8(picture: torch.Tensor) -> np.ndarray:
+    """float 0..1 `[..., C]` -> uint8 0..255 NumPy array of the same shape, cut off as the host's own save nodes do.
+
+    So what is kept of a picture is, bit for bit, what the host would have saved; cutting once more changes nothing.
+    """
+    import torch
+
+    return (picture.detach().float() * 255).clamp(0, 255).to(torch.uint8).cpu().numpy()
+
+
 def from_uint8(array: np.ndarray) -> torch.Tensor:
     """uint8 0..255 `[..., C]` -> float32 0..1 tensor of the same shape on the CPU."""
     import numpy as np

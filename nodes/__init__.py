@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import host, language_models, libraries
+from . import host, language_models, libraries, loop_host
 from .clips import KSGenCollectClips, KSGenJoinClips, KSGenRenderClips
 from .keysteps import KSGenDrawKeySteps
 from .library import KSGenLoadLibrary, KSGenRetrieveExamples
+from .loop import KSGenStepLoopEnd, KSGenStepLoopStart
+from .loop_steps import KSGenLoopKeep, KSGenLoopNext, KSGenLoopStep
 from .models import KSGenLoadModels, KSGenNativeText
 from .plan import KSGenPlanSkill, KSGenReplan
 from .plan_steps import KSGenSelectStep, KSGenStepLists
@@ -37,6 +39,11 @@ NODES: list[type[io.ComfyNode]] = [
     KSGenEditPlan,
     KSGenPlanPrompt,
     KSGenPlanFromReply,
+    KSGenStepLoopStart,
+    KSGenStepLoopEnd,
+    KSGenLoopStep,
+    KSGenLoopKeep,
+    KSGenLoopNext,
 ]
 
 
@@ -48,6 +55,7 @@ class KSGenExtension(ComfyExtension):
         language_models.register_folder()
         libraries.register_folder()
         host.offer_example_picture()
+        loop_host.watch_queue()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return list(NODES)

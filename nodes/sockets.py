@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
 Models = io.Custom("KSGEN_MODELS")
@@ -19,6 +21,9 @@ Examples = io.Custom("KSGEN_EXAMPLES")
 Clips = io.Custom("KSGEN_CLIPS")
 """A tuple of `ksgen_core.types.Clip`, one per step."""
 
+Loop = io.Custom("KSGEN_LOOP")
+"""A `ksgen_core.loop.run.Loop`."""
+
 CATEGORY = "KS-Gen"
 
 
@@ -31,3 +36,8 @@ def goal_input() -> io.String.Input:
         default="make a cup of tea",
         tooltip="The skill in a few words, e.g. 'make a cup of tea'.",
     )
+
+
+def results_input(name: str, **options: Any) -> io.Input:
+    """Whatever a step of a loop may result in: pictures, a video, or the files of Video Helper Suite's combine node."""
+    return io.MultiType.Input(name, [io.Image, io.Video, io.Custom("VHS_FILENAMES")], **options)

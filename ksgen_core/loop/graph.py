@@ -1,0 +1,251 @@
+"""The body of a loop in a graph of the host: found, copied for one step, and named by everything that makes its result.
+
+A graph is in the host's API format: nodes by id, each {"class_type": ..., "inputs": {name: constant or [id, slot]}}.
+Nothing here knows the host: what it knows of its node classes comes through `Graph`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ..errors import KSGenError
+
+Node = Mapping[str, Any]
+Link = tuple[str, int]
+
+START, END = "KSGenStepLoopStart", "KSGenStepLoopEnd"
+STEP, KEEP, NEXT = "KSGenLoopStep", "KSGenLoopKeep", "KSGenLoopNext"
+"""The nodes that the end of a loop adds to the copies: a step's pictures, what keeps its result, what goes on."""
+LOOP, RESULT = "loop", "result"
+OUTPUTS = (
+    LOOP,
+    "text",
+    "before",
+    "after",
+    "previous_text",
+    "key_image",
+    "next_key_image",
+    "image",
+    "previous",
+    "previous_frames",
+    "seed",
+    "seconds",
+    "frames",
+    "fps",
+    "number",
+    "count",
+    "is_first",
+    "is_last",
+)
+"""What the start of a loop gives, in the order of its sockets."""
+PICTURES = ("key_image", "next_key_image", "image", "previous", "previous_frames")
+SAME_FOR_ALL = {LOOP, "image", "fps", "count"}
+"""Outputs that do not tell one step from another."""
+ALWAYS = "always changes"
+"""The fingerprint of a node that says of itself that its result is never the same."""
+
+
+class Graph(Protocol):
+    """A graph, and what the host knows of the classes of its nodes."""
+
+    def ids(self) -> Iterable[str]: ...
+
+    def node(self, node_id: str) -> Node: ...
+
+    def is_output(self, class_type: str) -> bool:
+        """Does the host run such a node though nothing hangs on it (a preview, a save)?"""
+        ...
+
+    def required(self, node: Node) -> set[str]:
+        """The inputs that the node cannot do without."""
+        ...
+
+    def fingerprint(self, node_id: str, node: Node) -> Any:
+        """What the node says of what it reads beside its inputs, as JSON; None if nothing, or `ALWAYS`."""
+        ...
+
+    def files(self, text: str) -> list[Any]:
+        """The identity, as JSON, of the model files and input files that a constant names; empty for other texts."""
+        ...
+
+    def knows_its_id(self, class_type: str) -> bool:
+        """Does the node's result depend on its id?"""
+        ...
+
+
+@dataclass(frozen=True)
+class Body:
+    """The nodes between the start and the end of a loop, which run once for every step.
+
+    `result` is where the end takes a step's result from, `sides` are the previews and saves that hang on the body.
+    """
+
+    start: str
+    end: str
+    nodes: tuple[str, ...]
+    result: Link
+    sides: tuple[str, ...]
+
+
+@dataclass
+class Copy:
+    """A copy of a body for one step: nodes by their new ids, the result, the ids by the old ones."""
+
+    nodes: dict[str, dict[str, Any]]
+    result: Link
+    origin: dict[str, str] = field(default_factory=dict)
+
+
+def is_link(value: Any) -> bool:
+    """Is the value of an input a link, as the host sees it?"""
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and isinstance(value[0], str)
+        and isinstance(value[1], int | float)
+        and not isinstance(value[1], bool)
+    )
+
+
+def links(node: Node) -> Iterator[tuple[str, str, int]]:
+    """The linked inputs of a node: name, id of the node behind, slot."""
+    for name, value in node["inputs"].items():
+        if is_link(value):
+            yield name, value[0], int(value[1])
+
+
+def find_loops(graph: Graph) -> dict[str, str]:
+    """The end of every loop, by the id of its start."""
+    found: dict[str, str] = {}
+    for node_id in graph.ids():
+        node = graph.node(node_id)
+        loop = node["inputs"].get(LOOP) if node["class_type"] == END else None
+        if is_link(loop):
+            if loop[0] in found:
+                raise KSGenError("Two 'Step Loop End' hang on one 'Step Loop Start'. Give each its own start.")
+            found[loop[0]] = node_id
+    return found
+
+
+def find_body(graph: Graph, start: str, end: str) -> Body:
+    """The body of the loop from `start` to `end`.
+
+    Raises `KSGenError` if nothing is connected as the result, if the result uses nothing of a step, so that all would
+    be the same, or if a loop inside is not whole.
+    """
+    result = graph.node(end)["inputs"].get(RESULT)
+    if not is_link(result):
+        raise KSGenError("'Step Loop End' has no result. Connect what your nodes make of a step.")
+    users: dict[str, list[str]] = {}
+    for node_id in graph.ids():
+        for _, source, _ in links(graph.node(node_id)):
+            users.setdefault(source, []).append(node_id)
+    after = _reach(end, users) | {end}
+    inside = _reach(start, users) - after
+    sides = tuple(one for one in graph.ids() if one in inside and graph.is_output(graph.node(one)["class_type"]))
+    wanted: set[str] = set()
+    waiting = [result[0], *sides]
+    while waiting:
+        node_id = waiting.pop()
+        if node_id in inside and node_id not in wanted:
+            wanted.add(node_id)
+            waiting += [source for _, source, _ in links(graph.node(node_id))]
+    body = Body(start, end, tuple(one for one in graph.ids() if one in wanted), (result[0], int(result[1])), sides)
+    if not _uses(graph, body):
+        raise KSGenError(
+            "The loop's result uses nothing of a step, so that every step would be the same. Connect outputs of "
+            "'Step Loop Start' to your nodes, e.g. text and key image."
+        )
+    for one in body.nodes:
+        node = graph.node(one)
+        if node["class_type"] == START and not any(
+            other in wanted and graph.node(other)["inputs"].get(LOOP) == [one, 0] for other in body.nodes
+        ):
+            raise KSGenError("A 'Step Loop Start' inside the loop has no 'Step Loop End' inside it. Connect its loop.")
+        if node["class_type"] == END and node["inputs"].get(LOOP, [None])[0] not in wanted:
+            raise KSGenError("A 'Step Loop End' inside the loop belongs to a start outside it. Loops must be nested.")
+    return body
+
+
+def _reach(start: str, users: Mapping[str, list[str]]) -> set[str]:
+    """Everything that depends on a node."""
+    found: set[str] = set()
+    waiting = [start]
+    while waiting:
+        for user in users.get(waiting.pop(), ()):
+            if user not in found:
+                found.add(user)
+                waiting.append(user)
+    return found
+
+
+def _uses(graph: Graph, body: Body) -> bool:
+    """Does the result use an output of the start that differs between steps?"""
+    seen: set[str] = set()
+    waiting = [body.result]
+    while waiting:
+        node_id, slot = waiting.pop()
+        if node_id == body.start and OUTPUTS[slot] not in SAME_FOR_ALL:
+            return True
+        if node_id in body.nodes and node_id not in seen:
+            seen.add(node_id)
+            waiting += [(source, out) for _, source, out in links(graph.node(node_id))]
+    return False
+
+
+def used_outputs(graph: Graph, body: Body) -> set[str]:
+    """The outputs of the start that the body uses, side nodes included."""
+    used = {OUTPUTS[slot] for one in body.nodes for _, source, slot in links(graph.node(one)) if source == body.start}
+    return used | ({OUTPUTS[body.result[1]]} if body.result[0] == body.start else set())
+
+
+def copy_body(graph: Graph, body: Body, prefix: str, values: Mapping[str, Any], step: int) -> Copy:
+    """The body with the values of one step (number from 0) in place of the links to its start.
+
+    `values` are constants or links by the name of the output. A None is a picture that this step has not: an optional
+    input stays empty, a node that needs it is left out, and so on behind it. Raises `KSGenError` if that comes to the
+    result itself.
+    """
+
+    def value(link: Any) -> Any:
+        if link[0] == body.start:
+            return values[OUTPUTS[int(link[1])]]
+        return [prefix + link[0], link[1]] if link[0] in inside else link
+
+    inside = set(body.nodes)
+    nodes: dict[str, dict[str, Any]] = {}
+    for one in body.nodes:
+        node = graph.node(one)
+        inputs = {name: value(given) if is_link(given) else given for name, given in node["inputs"].items()}
+        nodes[prefix + one] = {"class_type": node["class_type"], "inputs": inputs}
+    left_out: set[str] = set()
+    while missing := _missing(nodes, left_out, linked := {prefix + one: graph.node(one) for one in body.nodes}):
+        for name, inputs in missing.items():
+            if graph.required(linked[name]) & inputs:
+                left_out.add(name)
+                del nodes[name]
+            for one in inputs if name in nodes else ():
+                del nodes[name]["inputs"][one]
+    result = value(list(body.result))
+    if result is None or result[0] in left_out:
+        wanted = sorted(name for name, given in values.items() if given is None)
+        raise KSGenError(
+            f"Step {step + 1} has no {' and no '.join(one.replace('_', ' ') for one in wanted)}, which the loop's "
+            "result needs. Connect it to 'Step Loop Start', or let your nodes do without."
+        )
+    return Copy(nodes, (result[0], int(result[1])), {name: name[len(prefix) :] for name in nodes})
+
+
+def _missing(nodes: Mapping[str, Node], left_out: set[str], originals: Mapping[str, Node]) -> dict[str, set[str]]:
+    """The inputs, by node, that a link filled in the body and that nothing fills in the copy."""
+    found = {
+        name: {
+            one
+            for one, given in node["inputs"].items()
+            if (given is None and is_link(originals[name]["inputs"][one])) or (is_link(given) and given[0] in left_out)
+        }
+        for name, node in nodes.items()
+    }
+    return {name: inputs for name, inputs in found.items() if inputs}

@@ -1,0 +1,56 @@
+"""What a step's result is on disk: one picture, frames without loss, or a video file taken over as it is."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import pixels
+from ..errors import KSGenError
+from ..types import Clip
+from ..video import open_clip, write_lossless
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..cache import Result
+
+PICTURE, FRAMES, VIDEO = "picture", "frames", "video"
+
+
+def write_picture(folder: Path, picture: torch.Tensor) -> dict[str, Any]:
+    """Write a picture float 0..1 `[H, W, 3]` as the host's SaveImage would; the facts about it."""
+    from PIL import Image
+
+    Image.fromarray(pixels.cut_to_uint8(picture)).save(folder / "picture.png")
+    return {"kind": PICTURE, "file": "picture.png", "height": picture.shape[0], "width": picture.shape[1]}
+
+
+def write_frames(folder: Path, frames: torch.Tensor, fps: float, audio: Any = None) -> dict[str, Any]:
+    """Write frames float 0..1 `[F, H, W, 3]` without loss; the facts about them."""
+    write_lossless(folder / "clip.mkv", frames, fps)
+    count, height, width = frames.shape[:3]
+    return {"kind": FRAMES, "file": "clip.mkv", "fps": fps, "frames": count, "height": height, "width": width}
+
+
+def take_file(folder: Path, path: Path) -> dict[str, Any]:
+    """Take over a video file as it is; the facts about it. Raises `KSGenError` if it cannot be read as a video."""
+    clip = open_clip(path)
+    name = f"clip{path.suffix.lower() or '.mp4'}"
+    shutil.copyfile(path, folder / name)
+    return {"kind": VIDEO, "file": name, "fps": clip.fps}
+
+
+def clip_of(result: Result) -> Clip:
+    """The clip that a result is. Raises `KSGenError` if the result is a picture."""
+    if result.facts["kind"] == PICTURE:
+        raise KSGenError("A picture is no clip. Let 'Step Loop Start' make key images, or give frames as the result.")
+    return open_clip(result.folder / result.facts["file"])
+
+
+def frames_of(result: Result) -> torch.Tensor:
+    """All frames of a result, float32 0..1 `[F, H, W, 3]`; one for a picture."""
+    if result.facts["kind"] == PICTURE:
+        return pixels.read_picture(result.folder / result.facts["file"])[None]
+    return clip_of(result).frames

@@ -1,0 +1,68 @@
+"""What the user sets for a loop over the steps of a plan."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ..errors import KSGenError
+
+CLIPS = "clips"
+KEY_IMAGES = "key images"
+MAKES = (CLIPS, KEY_IMAGES)
+SAME_SEED = "the same for every step"
+COUNTED_SEED = "seed + step number"
+SEEDS = (SAME_SEED, COUNTED_SEED)
+
+_RANGE = re.compile(r"(\d+)(?:\s*-\s*(\d+))?")
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """How a loop goes through a plan.
+
+    `makes` says what a step's result is. `name` tells several loops of one graph apart. `seconds` is the length of a
+    clip whose step names none. Frame counts are `frame_step` times a number plus 1: video models that pack time by 4
+    or 8 ask for that. `steps` are the steps to make, as in "2, 4-6"; empty means all.
+    """
+
+    makes: str = CLIPS
+    name: str = ""
+    seed: int = 0
+    seeds: str = SAME_SEED
+    seconds: float = 2.0
+    fps: float = 16.0
+    frame_step: int = 4
+    steps: str = ""
+
+    def __post_init__(self) -> None:
+        if self.makes not in MAKES:
+            raise ValueError(f"makes must be one of {MAKES}, got {self.makes!r}")
+        if self.seeds not in SEEDS:
+            raise ValueError(f"seeds must be one of {SEEDS}, got {self.seeds!r}")
+        if not (0 < self.seconds <= 600 and 0 < self.fps <= 240 and self.frame_step >= 1):
+            raise ValueError(f"seconds, fps and frame_step out of range: {self}")
+
+    def frames(self, seconds: float | None) -> int:
+        """The frame count that a clip of so many seconds comes nearest to, at least 1 + `frame_step`."""
+        wished = (seconds or self.seconds) * self.fps
+        return self.frame_step * max(1, round((wished - 1) / self.frame_step)) + 1
+
+
+def chosen_steps(text: str, count: int) -> frozenset[int]:
+    """The steps (from 0) that a text like "2, 4-6" names, of `count`; all for an empty text.
+
+    Raises `KSGenError` for a text that is no such list or names steps that the plan has not.
+    """
+    if not text.strip():
+        return frozenset(range(count))
+    chosen: set[int] = set()
+    for part in text.split(","):
+        found = _RANGE.fullmatch(part.strip())
+        if not found:
+            raise KSGenError(f"Steps to make: {part.strip()!r} is no step. Write numbers and ranges, e.g. '2, 4-6'.")
+        first, last = int(found[1]), int(found[2] or found[1])
+        if not 1 <= first <= last <= count:
+            raise KSGenError(f"Steps to make: {part.strip()!r} was asked for, but the plan has the steps 1 to {count}.")
+        chosen.update(range(first - 1, last))
+    return frozenset(chosen)

@@ -1,0 +1,207 @@
+"""What the step loop needs of the host: its graph and node classes, the folder of results, and its memory."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import folder_paths
+from comfy_api.latest import _io
+
+from ..ksgen_core.loop.graph import ALWAYS, START, Node, find_body, find_loops
+
+if TYPE_CHECKING:
+    from comfy_execution.graph import DynamicPrompt
+
+    from ..ksgen_core.cache import ResultCache
+
+log = logging.getLogger("ksgen")
+
+HASHED_BYTES = 64 * 2**20
+"""Up to this size an input file counts by its content, beyond by its size and time."""
+
+
+class HostGraph:
+    """A running prompt, what was added to it on the way included."""
+
+    def __init__(self, dynprompt: DynamicPrompt) -> None:
+        self._dynprompt = dynprompt
+
+    def ids(self) -> Iterable[str]:
+        return sorted(self._dynprompt.all_node_ids())
+
+    def node(self, node_id: str) -> Node:
+        return self._dynprompt.get_node(node_id)
+
+    def is_output(self, class_type: str) -> bool:
+        return is_output(class_type)
+
+    def required(self, node: Node) -> set[str]:
+        declared, _, _ = _io.get_finalized_class_inputs(node_class(node).INPUT_TYPES(), node["inputs"])
+        return set(declared.get("required", {}))
+
+    def fingerprint(self, node_id: str, node: Node) -> Any:
+        """As the host's cache asks for it: of the constants alone. A node that fails at that always changes."""
+        from execution import IsChangedCache
+
+        alone = {"class_type": node["class_type"], "inputs": node["inputs"]}
+        asked = IsChangedCache("", _OneNode(node_id, alone), None).get(node_id)  # pyright: ignore[reportArgumentType]
+        try:
+            asked.send(None)
+        except StopIteration as done:
+            found = done.value
+        else:
+            asked.close()  # it waits for something else than its own constants
+            return ALWAYS
+        if found is False:
+            return None
+        return found if _is_plain(found) else ALWAYS
+
+    def files(self, text: str) -> list[Any]:
+        if not text or len(text) > 255 or "\n" in text or text.strip(". /\\") == "":
+            return []
+        return [*_model_files(text), *_input_file(text)]
+
+    def knows_its_id(self, class_type: str) -> bool:
+        from comfy_execution.caching import include_unique_id_in_input
+
+        cls = node_classes()[class_type]
+        return include_unique_id_in_input(class_type) or bool(getattr(cls, "NOT_IDEMPOTENT", False))
+
+
+class _OneNode:
+    """As much of a prompt as a node's fingerprint needs."""
+
+    def __init__(self, node_id: str, node: Node) -> None:
+        self._node_id, self._node = node_id, node
+
+    def get_node(self, node_id: str) -> Node:
+        return self._node
+
+
+def node_classes() -> dict[str, Any]:
+    """Every node class of the host, by its id."""
+    import nodes
+
+    return nodes.NODE_CLASS_MAPPINGS
+
+
+def node_class(node: Node) -> Any:
+    return node_classes()[node["class_type"]]
+
+
+def is_output(class_type: str) -> bool:
+    """Does the host run nodes of this class by themselves?"""
+    return bool(getattr(node_classes().get(class_type), "OUTPUT_NODE", False))
+
+
+def _is_plain(value: Any) -> bool:
+    """Can JSON say it, and does it equal itself?"""
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, str | int) or (isinstance(value, float) and not math.isnan(value))
+
+
+def _model_files(name: str) -> list[Any]:
+    """The files and folders of that name in the host's model folders: which folder, size, time of change."""
+    found = []
+    for kind in sorted(folder_paths.folder_names_and_paths):
+        if kind == "custom_nodes":
+            continue
+        for root in folder_paths.get_folder_paths(kind):
+            path = Path(root) / name
+            if path.is_file():
+                found.append([kind, *_stamp(path)])
+            elif path.is_dir() and not os.path.isabs(name):
+                files = sorted(one for one in path.rglob("*") if one.is_file())
+                found.append([kind, [[str(one.relative_to(path)), *_stamp(one)] for one in files]])
+    return found
+
+
+def _input_file(name: str) -> list[Any]:
+    """The content of the input file of that name, or, of a large one, its size and time of change."""
+    path = Path(name)
+    if not path.is_absolute():
+        if not folder_paths.exists_annotated_filepath(name):
+            return []
+        path = Path(folder_paths.get_annotated_filepath(name))
+    if not path.is_file():
+        return []
+    if path.stat().st_size > HASHED_BYTES:
+        return [["file", *_stamp(path)]]
+    return [["file", hashlib.sha256(path.read_bytes()).hexdigest()]]
+
+
+def _stamp(path: Path) -> list[int]:
+    state = path.stat()
+    return [state.st_size, state.st_mtime_ns]
+
+
+def result_cache() -> ResultCache:
+    """The folder of results: KSGEN_CACHE, else `ksgen/results` in the host's user folder."""
+    from ..ksgen_core.cache import ResultCache, default_limit
+
+    folder = os.environ.get("KSGEN_CACHE") or Path(folder_paths.get_user_directory()) / "ksgen" / "results"
+    return ResultCache(folder, default_limit())
+
+
+def forget(dynprompt: DynamicPrompt, node_ids: Iterable[str]) -> None:
+    """Let the host's cache drop the outputs of nodes that have done their work, so that memory stays flat.
+
+    The host keeps every output until the prompt ends; of a loop that would be all frames of all steps. Its default
+    cache is reached through the hook that it offers for freeing memory. Where there is none (`--cache-classic`,
+    `--cache-lru`, older hosts) nothing is dropped: who starts the host so wants everything kept.
+    """
+    import comfy.memory_management
+
+    release = getattr(comfy.memory_management, "extra_ram_release_callback", None)
+    cache = getattr(release, "__self__", None)
+    for node_id in node_ids:
+        key = cache.cache_key_set.get_data_key(node_id) if cache is not None else None
+        if key is not None:
+            for held in (cache.cache, cache.used_generation, cache.timestamps, cache.children):
+                held.pop(key, None)
+
+
+def watch_queue() -> None:
+    """Have every prompt looked at before it is queued."""
+    from server import PromptServer
+
+    if (server := getattr(PromptServer, "instance", None)) is not None:
+        server.add_on_prompt_handler(leave_sides_to_the_loop)
+
+
+def leave_sides_to_the_loop(request: dict[str, Any]) -> dict[str, Any]:
+    """Take the previews and saves inside loops out of what the host runs by itself.
+
+    They run once per step, in the copies. By itself the host would run what they hang on once more, model loaders
+    included, only to find that the start of the loop gives nothing outside its steps.
+    """
+    prompt = request.get("prompt") or {}
+    if START not in {node.get("class_type") for node in prompt.values()}:
+        return request
+    graph = _Queued(prompt)
+    outputs = request.get("partial_execution_targets") or [one for one in graph.ids() if graph.is_output(one)]
+    inside: set[str] = set()
+    for start, end in find_loops(graph).items():
+        inside.update(find_body(graph, start, end).sides)
+    left = [one for one in outputs if one not in inside]
+    return {**request, "partial_execution_targets": left} if len(left) < len(outputs) else request
+
+
+class _Queued(HostGraph):
+    """A prompt that is about to be queued."""
+
+    def __init__(self, prompt: dict[str, Any]) -> None:
+        self._prompt = {node_id: {"inputs": {}, **node} for node_id, node in prompt.items()}
+
+    def ids(self) -> Iterable[str]:
+        return list(self._prompt)
+
+    def node(self, node_id: str) -> Node:
+        return self._prompt.get(node_id) or {"class_type": "", "inputs": {}}

@@ -1,0 +1,307 @@
+"""The nodes that 'Step Loop End' adds to the graph for each step: what gives its pictures, keeps its result, goes on.
+
+They never stand in a workflow; the host finds them by their ids in a running prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from comfy_api.latest import Input, InputImpl, io
+from comfy_execution.graph import ExecutionBlocker
+
+from ..ksgen_core.errors import KSGenError
+from ..ksgen_core.loop.graph import KEEP, NEXT, PICTURES
+from ..ksgen_core.loop.settings import KEY_IMAGES
+from . import host, loop_host, sockets
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..ksgen_core.cache import ResultCache
+    from ..ksgen_core.loop.run import Loop, StepRun
+
+CATEGORY = f"{sockets.CATEGORY}/loop"
+INNER = "Added to the running graph by 'Step Loop End'; not for use in a workflow."
+
+
+@dataclass(eq=False)
+class Run:
+    """A loop on its way: what the nodes of its steps hand on. It travels as an object, so that the host remembers none
+    of them beyond a prompt. `copied` are the nodes of the step in work."""
+
+    end: str
+    loop: Loop
+    cache: ResultCache
+    steps: list[StepRun]
+    always: list[str]
+    remembered: int
+    copied: list[str] = field(default_factory=list)
+
+    def keys(self) -> list[str]:
+        return [step.key for step in self.steps if step.result is not None]
+
+
+RunWire = io.Custom("KSGEN_LOOP_RUN")
+
+
+def results_outputs(videos: type[Any] = io.Video, as_list: bool = False) -> list[io.Output]:
+    """What a loop gives. `videos` is one list as a single object on the way through the added nodes."""
+    return [
+        sockets.Clips.Output("clips", display_name="clips", tooltip="One clip per step, in order, read from disk."),
+        io.Image.Output(
+            "key_images",
+            display_name="key images",
+            tooltip="One picture per step: those made, or the first of each clip.",
+        ),
+        sockets.Plan.Output("plan", display_name="plan", tooltip="The steps that have a result, with their seeds."),
+        videos.Output("videos", display_name="videos", is_output_list=as_list, tooltip="One video per step, a list."),
+        io.String.Output("report", display_name="report", tooltip="How many steps were remembered and made."),
+    ]
+
+
+def go_on(run: Run) -> io.NodeOutput:
+    """The next step whose result is not there, as a piece of graph, or, if none is left, the results."""
+    for k, step in enumerate(run.steps):
+        if step.there or not step.wanted:
+            continue
+        # Another step with the same name, or another server, may have made it in the meantime.
+        if (found := run.cache.find(step.key)) is None:
+            return _expand(run, step)
+        run.steps[k] = replace(step, result=found)
+    return _finish(run)
+
+
+def _expand(run: Run, step: StepRun) -> io.NodeOutput:
+    prefix = f"{run.end}.{step.number + 1}."
+    keep, following = f"{prefix}keep", f"{prefix}next"
+    nodes: dict[str, dict[str, Any]] = {}
+    for node_id, node in step.copy.nodes.items():
+        # The front end shows what a copy does on the user's own node.
+        shown = {"override_display_id": step.copy.origin[node_id]} if node_id in step.copy.origin else {}
+        nodes[node_id] = {**node, **shown}
+    run.copied = list(nodes)
+    nodes[keep] = {"class_type": KEEP, "inputs": {"result": list(step.copy.result), "run": run, "number": step.number}}
+    nodes[following] = {"class_type": NEXT, "inputs": {"run": run, "kept": [keep, 0]}}
+    return io.NodeOutput(*[[following, slot] for slot in range(len(results_outputs()))], expand=nodes)
+
+
+def _finish(run: Run) -> io.NodeOutput:
+    from ..ksgen_core.loop.results import clip_of
+
+    there = [step for step in run.steps if step.there]
+    if not there:
+        raise KSGenError(f"None of the steps {run.loop.settings.steps!r} has a result. Choose steps that are made.")
+    run.cache.trim(run.keys())
+    plan = replace(run.loop.plan, steps=tuple(run.loop.plan.steps[step.number] for step in there))
+    report = _report(run, len(there))
+    if run.loop.settings.makes == KEY_IMAGES:
+        none: Any = ExecutionBlocker("This loop makes key images and has no clips. Take them from 'key images'.")
+        outputs: tuple[Any, ...] = (none, _key_images(there), plan, none, report)
+    else:
+        clips = tuple(clip_of(step.result) for step in there if step.result is not None)
+        videos = [InputImpl.VideoFromFile(str(clip.path)) for clip in clips]
+        outputs = (clips, _starts(run, there, clips), plan, videos, report)
+    return io.NodeOutput(*outputs, ui={"text": (report,)})
+
+
+def _report(run: Run, count: int) -> str:
+    left_out, given = len(run.steps) - count, sum(step.given is not None for step in run.steps)
+    parts = [f"{run.remembered - given} remembered", f"{count - run.remembered} made"]
+    parts += [f"{left_out} left out"] * bool(left_out) + ["the first is the initial picture"] * bool(given)
+    text = f"{len(run.steps)} steps: {', '.join(parts)}."
+    if run.always:
+        text += f" Nothing is remembered behind {', '.join(run.always)}: such nodes say that they always change."
+    return text
+
+
+def _key_images(there: Sequence[StepRun]) -> torch.Tensor:
+    """The pictures that were made `[S, H, W, 3]`; the initial one comes in their size."""
+    import torch
+
+    from ..ksgen_core.loop.results import frames_of
+    from ..ksgen_core.pixels import fit
+
+    made = {step.number: frames_of(step.result)[0] for step in there if step.result is not None}
+    sizes = {number + 1: (picture.shape[1], picture.shape[0]) for number, picture in made.items()}
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"step {number}: {width}x{height}" for number, (width, height) in sizes.items())
+        raise KSGenError(f"The key images have different sizes ({listed}). Let your nodes make one size; all are kept.")
+    if made:
+        height, width = next(iter(made.values())).shape[:2]
+        made |= {step.number: fit(step.given, height, width) for step in there if step.given is not None}
+    else:
+        made = {step.number: step.given[0] for step in there if step.given is not None}
+    return torch.stack([made[step.number] for step in there])
+
+
+def _starts(run: Run, there: Sequence[StepRun], clips: Sequence[Any]) -> torch.Tensor:
+    """The key images of the steps that are there `[S, H, W, 3]`, or, if none came in, how their clips begin."""
+    import torch
+
+    from ..ksgen_core.pixels import fit
+
+    if run.loop.key_images is not None:
+        return run.loop.key_images[[step.number for step in there]]
+    starts = [clip.frames[0].clone() for clip in clips]
+    return torch.stack([fit(start, *starts[0].shape[:2]) for start in starts])
+
+
+class KSGenLoopStep(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="KSGenLoopStep",
+            display_name="Step Loop: Pictures of a Step",
+            category=CATEGORY,
+            description=INNER,
+            search_aliases=["step loop internals"],
+            is_dev_only=True,
+            inputs=[
+                sockets.Loop.Input("loop", tooltip="The loop."),
+                io.Int.Input("number", tooltip="Which step, counted from 0."),
+                io.String.Input("carried", tooltip="The name of the previous step's result."),
+                io.String.Input("digests", tooltip="The content of each picture that is used."),
+            ],
+            outputs=[io.Image.Output(name, tooltip=f"See 'Step Loop Start': {name}.") for name in PICTURES],
+        )
+
+    @classmethod
+    def execute(cls, loop: Loop, number: int, carried: str, digests: str) -> io.NodeOutput:
+        import json
+
+        wanted = set(json.loads(digests))
+        return io.NodeOutput(*[_picture(loop, name, number, carried) if name in wanted else None for name in PICTURES])
+
+
+def _picture(loop: Loop, name: str, number: int, carried: str) -> torch.Tensor | None:
+    from ..ksgen_core.loop.results import frames_of
+
+    if not (carried and name.startswith("previous")):
+        return loop.picture(name, number)
+    result = loop_host.result_cache().find(carried)
+    if result is None:
+        raise KSGenError(f"The result of the step before step {number + 1} is gone from disk. Queue again.")
+    frames = frames_of(result)
+    return frames if name == "previous_frames" else frames[-1:].clone()
+
+
+class KSGenLoopKeep(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="KSGenLoopKeep",
+            display_name="Step Loop: Keep a Result",
+            category=CATEGORY,
+            description=INNER,
+            search_aliases=["step loop internals"],
+            is_dev_only=True,
+            is_input_list=True,
+            inputs=[
+                sockets.results_input("result", tooltip="What the body made of the step."),
+                RunWire.Input("run", tooltip="The loop on its way."),
+                io.Int.Input("number", tooltip="Which step, counted from 0."),
+            ],
+            outputs=[io.Int.Output("kept", tooltip="The step, once its result is on disk.")],
+        )
+
+    @classmethod
+    def execute(cls, result: list[Any], run: list[Run], number: list[int]) -> io.NodeOutput:
+        loop, steps, cache = run[0].loop, run[0].steps, run[0].cache
+        step, own = steps[number[0]], loop.plan.steps[number[0]]
+        settings = loop.settings
+        about = {
+            "loop": settings.name or settings.makes,
+            "goal": loop.plan.goal,
+            "step": step.number + 1,
+            "text": own.text,
+        }
+        kept = cache.keep(step.key, lambda folder: _write(folder, result, loop, step.number), about)
+        cache.remember(step.address, step.key, own.lock)
+        steps[step.number] = replace(step, result=kept)
+        cache.used(run[0].keys())
+        host.show_progress(sum(one.there for one in steps), len(steps))
+        return io.NodeOutput(step.number)
+
+
+def _write(folder: Path, values: list[Any], loop: Loop, number: int) -> dict[str, Any]:
+    """Write what the body made of a step; the facts about it."""
+    from ..ksgen_core.loop import results
+
+    value = values[0] if len(values) == 1 else _joined(values, number)
+    if loop.settings.makes == KEY_IMAGES:
+        if not _is_frames(value) or len(value) != 1:
+            got = f"{len(value)} pictures" if _is_frames(value) else type(value).__name__
+            raise KSGenError(f"Step {number + 1}: a key image is one picture, but the loop's result is {got}.")
+        return results.write_picture(folder, value[0, ..., :3])
+    if _is_frames(value):
+        return results.write_frames(folder, value[..., :3], loop.settings.fps)
+    if isinstance(value, Input.Video):
+        return _write_video(folder, value)
+    if isinstance(value, tuple | list) and len(value) == 2 and value[1]:  # VHS_FILENAMES: saved at all?, files
+        return results.take_file(folder, Path(value[1][-1]))
+    raise KSGenError(
+        f"Step {number + 1}: the loop's result is {type(value).__name__}, wanted are frames, a video or the file "
+        "names of 'Video Combine'."
+    )
+
+
+def _write_video(folder: Path, video: Any) -> dict[str, Any]:
+    """A video that is a whole file is taken over as it is; another one is encoded by the host."""
+    from ..ksgen_core.loop import results
+
+    source = video.get_stream_source() if isinstance(video, InputImpl.VideoFromFile) else None
+    if isinstance(source, str) and not any(video.get_active_trim_window()):
+        return results.take_file(folder, Path(source))
+    if not isinstance(video, InputImpl.VideoFromFile):
+        parts = video.get_components()
+        return results.write_frames(folder, parts.images[..., :3], float(parts.frame_rate), parts.audio)
+    path = folder / "saved.mp4"
+    video.save_to(str(path))
+    facts = results.take_file(folder, path)
+    path.unlink()
+    return facts
+
+
+def _is_frames(value: Any) -> bool:
+    return getattr(value, "ndim", 0) == 4 and value.shape[-1] in (1, 3, 4)
+
+
+def _joined(values: list[Any], number: int) -> torch.Tensor:
+    """The pictures of a list as one batch."""
+    import torch
+
+    if not values or not all(map(_is_frames, values)) or len({value.shape[1:] for value in values}) > 1:
+        raise KSGenError(
+            f"Step {number + 1}: the loop's result is a list of {len(values)} that cannot be joined. "
+            "Give one video, or pictures of one size."
+        )
+    return torch.cat(values)
+
+
+class KSGenLoopNext(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="KSGenLoopNext",
+            display_name="Step Loop: Next Step",
+            category=CATEGORY,
+            description=INNER,
+            search_aliases=["step loop internals"],
+            is_dev_only=True,
+            enable_expand=True,
+            inputs=[
+                RunWire.Input("run", tooltip="The loop on its way."),
+                io.Int.Input("kept", tooltip="The step whose result was kept last."),
+            ],
+            outputs=results_outputs(io.Custom("KSGEN_VIDEOS")),
+            hidden=[io.Hidden.dynprompt],
+        )
+
+    @classmethod
+    def execute(cls, run: Run, kept: int) -> io.NodeOutput:
+        loop_host.forget(cls.hidden.dynprompt, run.copied)
+        return go_on(run)
