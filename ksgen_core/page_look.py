@@ -65,6 +65,7 @@ img, video {
   display: block; width: 100%; height: auto; max-height: 80vh; object-fit: contain; border-radius: .6rem;
   background: var(--edge);
 }
+@media (min-width: 36rem) { .films .still:only-child { max-width: calc(50% - .45rem); } }
 .screen { position: relative; }
 .screen button {
   position: absolute; inset: 0; width: 100%; border: 0; border-radius: .6rem; background: none; cursor: pointer;
@@ -82,7 +83,7 @@ img, video {
 .playing .screen button { opacity: 0; }
 figcaption { color: var(--faint); font-size: .8rem; margin-top: .35rem; }
 .stills figcaption { display: none; }
-dl { display: grid; gap: .45rem; border-top: 1px solid var(--edge); padding-top: .8rem; font-size: .93rem; }
+dl { display: grid; align-content: start; gap: .45rem; border-top: 1px solid var(--edge); padding-top: .8rem; font-size: .93rem; }
 dl > div { display: grid; grid-template-columns: 4.2rem 1fr; }
 dt { color: var(--faint); }
 footer { color: var(--faint); font-size: .85rem; margin-top: clamp(1.5rem, 4vw, 3rem); }
@@ -104,6 +105,8 @@ footer ul { padding-inline-start: 1.2rem; }
   .number { min-width: 6mm; height: 6mm; }
   h2 { font-size: 10pt; padding-top: .4mm; }
   .head { gap: 2mm; }
+  .films .still:only-child { max-width: none; }
+  img { max-height: 90mm; }
   footer { font-size: 8pt; }
   dl { font-size: 8pt; padding-top: 2mm; gap: 1mm; }
   dl > div { grid-template-columns: 11mm 1fr; }
