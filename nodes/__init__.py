@@ -9,6 +9,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import host, language_models, libraries, loop_host
 from .clips import KSGenCollectClips, KSGenJoinClips, KSGenRenderClips
+from .export import KSGenExportPage, KSGenSaveWebP
 from .keysteps import KSGenDrawKeySteps
 from .library import KSGenLoadLibrary, KSGenRetrieveExamples
 from .loop import KSGenStepLoopEnd, KSGenStepLoopStart
@@ -44,6 +45,8 @@ NODES: list[type[io.ComfyNode]] = [
     KSGenLoopStep,
     KSGenLoopKeep,
     KSGenLoopNext,
+    KSGenExportPage,
+    KSGenSaveWebP,
 ]
 
 

@@ -27,6 +27,8 @@ IDS = [
     "KSGenEditPlan",
     "KSGenPlanPrompt",
     "KSGenPlanFromReply",
+    "KSGenExportPage",
+    "KSGenSaveWebP",
 ]
 """Saved workflows name these: an id may be added, never renamed or removed."""
 

@@ -1,0 +1,104 @@
+"""Nodes that write a storyboard into one file to show around: a page, a moving picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from comfy_api.latest import io, ui
+
+from . import host, sockets
+from .plan_steps import check_key_images
+from .storyboard import check_clips
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..ksgen_core.types import Clip, Plan
+
+
+class KSGenExportPage(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="KSGenExportPage",
+            display_name="Export Storyboard Page",
+            category=sockets.CATEGORY,
+            description="Writes the storyboard as one HTML file, pictures and clips inside, that any browser shows.",
+            search_aliases=["html", "web page", "export storyboard", "share", "print", "instructions"],
+            is_output_node=True,
+            inputs=[
+                sockets.Plan.Input("plan", tooltip="The plan: its goal, its steps and their states are on the page."),
+                io.Image.Input("key_images", display_name="key images", tooltip="One picture per step."),
+                sockets.Clips.Input(
+                    "clips", optional=True, tooltip="One clip per step, to play on the page. May be left out."
+                ),
+                io.String.Input(
+                    "filename_prefix",
+                    display_name="file name",
+                    default="ksgen/page",
+                    tooltip="Name of the file in the output folder; a number is added, so nothing is overwritten.",
+                ),
+            ],
+            outputs=[io.String.Output("path", display_name="path", tooltip="The path of the HTML file.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, plan: Plan, key_images: torch.Tensor, *, clips: tuple[Clip, ...] | None = None, filename_prefix: str
+    ) -> io.NodeOutput:
+        from ..ksgen_core.page import write_page
+
+        check_key_images(plan, key_images)
+        if clips is not None:
+            check_clips(plan, clips)
+        path = output_file(filename_prefix, ".html")
+        write_page(path, plan, key_images, clips, progress=host.show_progress)
+        return io.NodeOutput(str(path), ui=ui.PreviewText(str(path)))
+
+
+class KSGenSaveWebP(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="KSGenSaveWebP",
+            display_name="Save Animated WebP",
+            category=sockets.CATEGORY,
+            description="Saves the clips of all steps, one after the other, as one animated WebP picture.",
+            search_aliases=["gif", "animation", "animated image", "webp", "export clips"],
+            is_output_node=True,
+            inputs=[
+                sockets.Clips.Input("clips", tooltip="From 'Render Clips', 'Collect Clips' or a step loop."),
+                io.Int.Input(
+                    "width",
+                    default=0,
+                    min=0,
+                    max=16383,
+                    tooltip="Width of the picture in pixels; the height follows. 0: as the first clip is.",
+                ),
+                io.Int.Input(
+                    "quality", default=80, min=0, max=100, tooltip="0 makes the smallest file, 100 the best picture."
+                ),
+                io.String.Input(
+                    "filename_prefix",
+                    display_name="file name",
+                    default="ksgen/skill",
+                    tooltip="Name of the file in the output folder; a number is added, so nothing is overwritten.",
+                ),
+            ],
+            outputs=[io.String.Output("path", display_name="path", tooltip="The path of the WebP file.")],
+        )
+
+    @classmethod
+    def execute(cls, clips: tuple[Clip, ...], width: int, quality: int, filename_prefix: str) -> io.NodeOutput:
+        from ..ksgen_core.animation import write_webp
+
+        path = output_file(filename_prefix, ".webp")
+        write_webp(path, clips, width=width or None, quality=quality, progress=host.show_progress)
+        return io.NodeOutput(str(path), ui=ui.SavedImages([host.saved_file(path)], is_animated=True))
+
+
+def output_file(prefix: str, suffix: str) -> Path:
+    """A file in the host's output folder that does not exist yet: `<prefix>_00001<suffix>` and so on."""
+    path = host.output_folder(prefix)  # its number is higher than that of any file of this name
+    return path.with_name(path.name + suffix)
