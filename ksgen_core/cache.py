@@ -188,10 +188,10 @@ class ResultCache:
                 found.append(read(folder, folder.name, hashed=False))
         return sorted(found, key=lambda result: (result.made, result.key))
 
-    def verify(self) -> list[tuple[str, str]]:
-        """The key of every damaged result and what is wrong with it. Removes nothing."""
+    def verify(self, keys: Iterable[str] | None = None) -> list[tuple[str, str]]:
+        """The key of every damaged result, of these or of all, and what is wrong with it. Removes nothing."""
         wrong = []
-        for folder in self._folders():
+        for folder in self._chosen(keys):
             if is_damaged(folder, folder.name):
                 try:
                     read(folder, folder.name)  # once more: it may just have been exchanged
@@ -206,7 +206,7 @@ class ResultCache:
 
         Those that a locked step points to go only with `locked`.
         """
-        folders = self._folders() if keys is None else [self._folder(key) for key in dict.fromkeys(keys)]
+        folders = self._chosen(keys)
         stays = set() if locked else self.locked_keys()
         freed, gone = 0, set()
         for folder in folders:
@@ -236,6 +236,9 @@ class ResultCache:
 
     def _pointer(self, address: str) -> Path:
         return self.root / "steps" / _checked(address, "an address")[:2] / f"{address}.json"
+
+    def _chosen(self, keys: Iterable[str] | None) -> list[Path]:
+        return self._folders() if keys is None else [self._folder(key) for key in dict.fromkeys(keys)]
 
     def _folders(self) -> list[Path]:
         """The folders of all results, whole or not."""

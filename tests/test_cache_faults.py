@@ -261,7 +261,7 @@ def test_a_disk_may_be_full_at_any_moment(room):
         try:
             result = keep(cache, 1, 5000)
         except KSGenError as error:
-            assert "No space left" in str(error) and cache.find(key_of(1)) is None
+            assert room < 12288 and "No space left" in str(error) and cache.find(key_of(1)) is None
         else:
             assert room == 12288 and is_whole(result.file("clip.mkv").read_bytes())
         assert leftovers(cache.root) == []
@@ -434,7 +434,7 @@ def test_of_two_processes_on_one_key_one_wins_and_both_get_it(cache, tmp_path):
 
 
 def test_who_reads_while_another_removes_and_rewrites_gets_the_one_or_the_other(cache, caplog):
-    process = started("rewrite", cache.root, "a", 2.0)
+    process = started("rewrite", cache.root, "a", 300)
     served = {}
     while process.poll() is None:
         if result := cache.find(key_of("a")):
@@ -444,7 +444,7 @@ def test_who_reads_while_another_removes_and_rewrites_gets_the_one_or_the_other(
                 continue
             assert is_whole(content)
             served[content[:32]] = True
-    assert len(served) > 10
+    assert len(served) > 2
     assert caplog.records == []  # nothing whole was taken for damaged
     assert cache.verify() == [] and leftovers(cache.root) == []
 
