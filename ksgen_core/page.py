@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, BinaryIO, TextIO
 
 from . import pixels
 from .checkpoints import write_atomically
+from .film import write_video
 from .page_look import SCRIPT, STYLE
 from .types import Clip, KeyStep, Plan
-from .video import write_video
+from .video import frames, measure
 
 if TYPE_CHECKING:
     import torch
@@ -179,12 +180,15 @@ def _write_picture(page: TextIO, picture: Image.Image) -> None:
 
 def _film(clip: Clip, folder: Path) -> tuple[Path, Image.Image, float]:
     """A file that browsers play, the clip's own or a new one in `folder`; its first picture and its seconds."""
-    if clip.path is not None and (found := _as_browsers_play_it(clip.path)) is not None:
-        return (clip.path, *found)
-    small, path = _small(clip), folder / "clip.mp4"
-    write_video(path, [small])
-    frames = small.frames
-    return path, pixels.to_pil(frames[0]), len(frames) / clip.fps
+    path = clip.path
+    found = _as_browsers_play_it(path) if path is not None else None
+    if path is None or found is None:
+        path = folder / "clip.mp4"
+        write_video(path, [_small(clip)])
+        found = _as_browsers_play_it(path)
+    if found is None:
+        raise ValueError(f"{path} was written as a film that browsers do not play")
+    return (path, *found)
 
 
 def _as_browsers_play_it(path: Path) -> tuple[Image.Image, float] | None:
@@ -206,16 +210,15 @@ def _as_browsers_play_it(path: Path) -> tuple[Image.Image, float] | None:
 
 
 def _small(clip: Clip) -> Clip:
-    """The clip with at most `LONGEST_CLIP_SIDE` pixels a side."""
+    """The clip with at most `LONGEST_CLIP_SIDE` pixels a side; one that is made smaller has no sound."""
     import numpy as np
     from PIL import Image
 
-    frames = clip.frames
-    height, width = frames.shape[1:3]
+    _, height, width = measure(clip)
     scale = LONGEST_CLIP_SIDE / max(height, width)
     if scale >= 1:
-        return Clip.of(frames, clip.fps)
+        return clip
     # H.264 in 4:2:0 asks for even sides.
     size = (max(2, round(width * scale / 2) * 2), max(2, round(height * scale / 2) * 2))
-    small = np.stack([np.asarray(pixels.to_pil(frame).resize(size, Image.Resampling.LANCZOS)) for frame in frames])
-    return Clip.of(pixels.from_uint8(small), clip.fps)
+    small = [Image.fromarray(array).resize(size, Image.Resampling.LANCZOS) for array in frames(clip)]
+    return Clip.of(pixels.from_uint8(np.stack([np.asarray(picture) for picture in small])), clip.fps)

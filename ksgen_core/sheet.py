@@ -5,6 +5,7 @@ Legend: H, W height and width in pixels of one picture; lengths are in pixels of
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -47,8 +48,8 @@ def sheet(plan: Plan, images: Sequence[torch.Tensor], clips: Sequence[Clip] | No
     else:
         columns = count if count <= 4 else 3 if count in (5, 6, 9) else 4
     card_width = GAP + max(168, sum(_picture_size(picture)[0] + GAP for picture in rows[0]))
-    text = [_lines(step.text, _font(19), card_width - 2 * GAP - 44) for step in plan.steps]
-    title = _lines(plan.goal[:1].upper() + plan.goal[1:], _font(34), columns * (card_width + GAP) - GAP)
+    text = [lines_of(step.text, own_font(19), card_width - 2 * GAP - 44) for step in plan.steps]
+    title = lines_of(plan.goal[:1].upper() + plan.goal[1:], own_font(34), columns * (card_width + GAP) - GAP)
     bands = [range(k, min(k + columns, count)) for k in range(0, count, columns)]
     heads = [max(34, *(4 + 26 * len(text[k]) for k in band)) for band in bands]
     picture_height = _picture_size(rows[0][0])[1]
@@ -59,10 +60,10 @@ def sheet(plan: Plan, images: Sequence[torch.Tensor], clips: Sequence[Clip] | No
     paper = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(paper)
     for k, line in enumerate(title):
-        draw.text((MARGIN, MARGIN + 42 * k), line, INK, _font(34), stroke_width=0.6)
+        draw.text((MARGIN, MARGIN + 42 * k), line, INK, own_font(34), stroke_width=0.6)
     steps = f"{count} key steps" if count > 1 else "1 key step"
     shown = ": first picture, then the middle and the end of its clip" if clips else ""
-    draw.text((MARGIN + 1, MARGIN + 42 * len(title) + 6), steps + shown, FAINT, _font(17))
+    draw.text((MARGIN + 1, MARGIN + 42 * len(title) + 6), steps + shown, FAINT, own_font(17))
 
     y = top
     for band, head in zip(bands, heads, strict=True):
@@ -72,7 +73,7 @@ def sheet(plan: Plan, images: Sequence[torch.Tensor], clips: Sequence[Clip] | No
             draw.rounded_rectangle((x, y, x + card_width, bottom), 14, CARD, EDGE)
             _badge(paper, x + GAP, y + GAP, k + 1)
             for n, line in enumerate(text[k]):
-                draw.text((x + GAP + 44, y + GAP + 5 + 26 * n), line, INK, _font(19))
+                draw.text((x + GAP + 44, y + GAP + 5 + 26 * n), line, INK, own_font(19))
             left = x + GAP
             for n, picture in enumerate(rows[k]):
                 size = _picture_size(picture)
@@ -96,14 +97,14 @@ def _picture_size(picture: torch.Tensor) -> tuple[int, int]:
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def own_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """Pillow's own font, so that a sheet looks the same everywhere."""
     from PIL import ImageFont
 
     return ImageFont.load_default(size)
 
 
-def _lines(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+def lines_of(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
     """The text in lines of at most `width` pixels; a word that is longer is cut."""
     lines = [""]
     for word in text.split():
@@ -112,7 +113,7 @@ def _lines(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width:
             lines[-1] = joined
             continue
         while len(word) > 1 and font.getlength(word) > width:
-            cut = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or font.getlength(word[:n]) <= width)
+            cut = max(1, bisect_right(range(1, len(word)), width, key=lambda n: font.getlength(word[:n])))
             lines.append(word[:cut])
             word = word[cut:]
         lines.append(word)
@@ -140,7 +141,9 @@ def _badge(paper: Image.Image, x: int, y: int, number: int) -> None:
     from PIL import ImageDraw
 
     paper.paste(ACCENT, (x, y, x + 34, y + 34), _rounded((34, 34), 17))
-    ImageDraw.Draw(paper).text((x + 17, y + 17), str(number), (255, 255, 255), _font(19), anchor="mm", stroke_width=0.4)
+    ImageDraw.Draw(paper).text(
+        (x + 17, y + 17), str(number), (255, 255, 255), own_font(19), anchor="mm", stroke_width=0.4
+    )
 
 
 def _arrow(draw: ImageDraw.ImageDraw, x: int, y: int) -> None:

@@ -5,7 +5,8 @@
     key_images/01.png  the picture each step starts from
     clips/01.mp4       the film of each step
     storyboard.png     all steps on one sheet
-    skill.mp4          all clips in one film
+    skill.mp4          all clips in one film, a chapter per step, with subtitles
+    skill.srt          the subtitles; skill.vtt the same for browsers
 
 Every file is written as soon as its content exists, and whole or not at all, so that a run that is stopped at any
 moment leaves a folder that can be resumed.
@@ -22,15 +23,20 @@ from typing import TYPE_CHECKING, Any
 from . import pixels
 from .checkpoints import write_atomically
 from .errors import KSGenError
+from .film import Joined, join, spans, write_video
 from .pipeline import Event, KeyImage, Made, Planned, StepClip
 from .sheet import sheet
+from .subtitles import to_srt, to_vtt
 from .types import Clip, Plan, Storyboard
-from .video import open_clip, write_video
+from .video import open_clip
 
 if TYPE_CHECKING:
     import torch
 
 PLAN, RUN, SHEET, FILM = "plan.json", "run.json", "storyboard.png", "skill.mp4"
+SRT, VTT = "skill.srt", "skill.vtt"
+FINISHED = (SHEET, FILM, SRT, VTT)
+"""What is written once all steps are there."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +77,17 @@ class StoryboardFolder:
         """What is there, for a run that is resumed."""
         return Made(self.key_images(), self.clips())
 
-    def finish(self) -> Storyboard:
-        """Write the sheet and the joined film of a complete folder and read it.
+    def finish(self) -> Generator[Joined, None, Storyboard]:
+        """Write the sheet, the joined film and its subtitles of a complete folder and return what it holds.
 
         Raises `KSGenError` naming the steps that are not there yet.
         """
         storyboard = self.read()
+        texts, shown = [step.text for step in self.plan.steps], spans(storyboard.clips)
         _write_picture(self.path / SHEET, sheet(storyboard.plan, storyboard.key_images, storyboard.clips))
-        write_video(self.path / FILM, storyboard.clips)
+        _write_text(self.path / SRT, to_srt(shown, texts))
+        _write_text(self.path / VTT, to_vtt(shown, texts))
+        yield from join(self.path / FILM, storyboard.clips, texts)
         return storyboard
 
     def read(self) -> Storyboard:
@@ -116,12 +125,12 @@ def start(folder: str | Path, plan: Plan, settings: Mapping[str, Any] | None = N
 def is_storyboard(folder: str | Path) -> bool:
     """Whether something of a run lies in the folder."""
     path = Path(folder)
-    return any((path / name).exists() for name in (PLAN, SHEET, FILM)) or bool(_pictures_and_clips(path))
+    return any((path / name).exists() for name in (PLAN, *FINISHED)) or bool(_pictures_and_clips(path))
 
 
 def _has_only_begun(path: Path) -> bool:
     """Whether a run left its plan and its settings there, but nothing beyond the given picture, key image 1."""
-    ended = any((path / name).exists() for name in (SHEET, FILM))
+    ended = any((path / name).exists() for name in FINISHED)
     return (path / RUN).is_file() and not ended and set(_pictures_and_clips(path)) <= {path / "key_images" / "01.png"}
 
 
@@ -137,7 +146,8 @@ def clear(folder: str | Path) -> None:
     unfinished = [file for inner in (".", "key_images", "clips") for file in (path / inner).glob(".writing-*")]
     try:
         # The settings go last: as long as they are there, the folder can be cleared again.
-        for file in (*_pictures_and_clips(path), *unfinished, path / SHEET, path / FILM, path / PLAN, path / RUN):
+        finished = [path / name for name in FINISHED]
+        for file in (*_pictures_and_clips(path), *unfinished, *finished, path / PLAN, path / RUN):
             file.unlink(missing_ok=True)
         for inner in ("key_images", "clips"):
             if (path / inner).is_dir() and not any((path / inner).iterdir()):
@@ -199,7 +209,8 @@ def keep(
         yield event
     if place is None:
         raise ValueError("a run begins with Planned, got no event at all")
-    place.finish()
+    for _ in place.finish():
+        pass
 
 
 def save(storyboard: Storyboard, folder: str | Path) -> Storyboard:
@@ -207,11 +218,20 @@ def save(storyboard: Storyboard, folder: str | Path) -> Storyboard:
 
     Raises `KSGenError` if the folder holds a run already or cannot be written.
     """
-    place = start(folder, storyboard.plan)
+    for _ in saving(storyboard, folder):
+        pass
+    return load(folder)
+
+
+def saving(storyboard: Storyboard, folder: str | Path) -> Generator[Joined, None, None]:
+    """`save` bit by bit: every clip that is written counts as much as the film of all of them to which they add up."""
+    place, count = start(folder, storyboard.plan), len(storyboard.clips)
     for step, (image, clip) in enumerate(zip(storyboard.key_images, storyboard.clips, strict=True)):
         place.keep_key_image(step, image)
         place.keep_clip(step, clip)
-    return place.finish()
+        yield Joined(step + 1, 2 * count)
+    for done in place.finish():
+        yield Joined(count * (done.total + done.number) // done.total, 2 * count)
 
 
 def load(folder: str | Path) -> Storyboard:
@@ -241,7 +261,10 @@ def _read_json(path: Path) -> Any:
 
 
 def _write_json(path: Path, data: Any) -> None:
-    text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    _write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
 
 

@@ -1,13 +1,13 @@
-"""Clips as video files: H.264 in MP4, which every player and browser shows, and FFV1 in Matroska, which loses nothing.
+"""Clips in video files: reading any, and writing FFV1 in Matroska, which loses nothing. `film` writes H.264.
 
 Legend: F frames, H, W height and width in pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,12 +19,9 @@ from .types import Clip
 if TYPE_CHECKING:
     import numpy as np
     import torch
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
 
-TICKS = 90_000
-"""Ticks a second of a film whose clips have several rates; MPEG's own clock."""
-ENCODER = {"crf": "14", "preset": "medium", "x264-params": "mbtree=0"}
-"""x264's options: no loss that the eye sees. Its macroblock tree reads memory that was never written when pictures are
-small, so that with it the same frames now and then give another file."""
 SMALL = 512 * 512
 """Up to this many pixels one thread encodes fastest: starting more takes longer than the film."""
 LOSSLESS = {"level": "3", "g": "1"}
@@ -32,63 +29,6 @@ LOSSLESS = {"level": "3", "g": "1"}
 faster to read. The checksum in every slice helps nobody here: PyAV cannot ask the decoder to stop at a wrong one."""
 RATE_TAG = "KSGEN_FPS"
 """Matroska keeps the length of a frame in whole nanoseconds, from which 60000/1001 comes back as another number."""
-BT709 = 1
-"""FFmpeg's number of the colour space, primaries and transfer curve that players expect."""
-
-
-def write_video(path: str | Path, clips: Sequence[Clip]) -> None:
-    """Write the clips, one after the other, as one film; `path` is written whole or not at all.
-
-    Frames are read clip by clip, so that a long film needs the memory of one clip. An odd height or width gets one
-    more row or column, as H.264 in 4:2:0 asks for even ones. Raises `KSGenError` if the clips differ in size.
-    """
-    if not clips:
-        raise ValueError("a film needs at least one clip")
-    write_atomically(path, partial(_encode, clips=clips))
-
-
-def _encode(path: str, clips: Sequence[Clip]) -> None:
-    import av
-
-    one_rate = len({clip.fps for clip in clips}) == 1
-    rate = Fraction(clips[0].fps).limit_denominator(1001)
-    with av.open(path, "w", options={"movflags": "faststart"}) as file:
-        stream = file.add_stream("libx264", rate=rate, options=dict(ENCODER))
-        stream.pix_fmt = "yuv420p"
-        stream.codec_context.time_base = 1 / rate if one_rate else Fraction(1, TICKS)
-        for tag in ("colorspace", "color_primaries", "color_trc", "color_range"):
-            setattr(stream.codec_context, tag, BT709)  # color_range 1 is "limited"
-        size, ticks = None, Fraction(0)
-        for number, clip in enumerate(clips, 1):
-            frames = clip.frames
-            height, width = frames.shape[1:3]
-            if size is None:
-                size = (height, width)
-                stream.height, stream.width = height + height % 2, width + width % 2
-                stream.codec_context.thread_count = 1 if height * width <= SMALL else 0
-            if (height, width) != size:
-                raise KSGenError(
-                    f"Clip {number} is {width}x{height} pixels, the first one {size[1]}x{size[0]}. "
-                    "Clips can be joined only if all have one size."
-                )
-            step = Fraction(1) if one_rate else TICKS / Fraction(clip.fps).limit_denominator(1001)
-            for picture in frames:
-                frame = _frame(picture)
-                frame.pts, frame.time_base = round(ticks), stream.codec_context.time_base
-                ticks += step
-                file.mux(stream.encode(frame))
-        file.mux(stream.encode(None))
-
-
-def _frame(picture: torch.Tensor):
-    """`[H, W, 3]` -> a PyAV frame in yuv420p with even height and width."""
-    import av
-    import numpy as np
-
-    array = pixels.to_uint8(picture)
-    array = np.pad(array, ((0, array.shape[0] % 2), (0, array.shape[1] % 2), (0, 0)), mode="edge")
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")
-    return frame.reformat(format="yuv420p", dst_colorspace="itu709")
 
 
 def write_lossless(path: str | Path, frames: Iterable[torch.Tensor | np.ndarray], fps: float | Fraction) -> None:
@@ -153,37 +93,94 @@ def open_clip(path: str | Path) -> Clip:
     Raises `KSGenError`, naming the file, if it is missing or no video.
     """
     path = Path(path)
-    _, fps = _decode(path, count=1)
+    with _opened(path) as (file, stream):
+        fps = _rate(file, stream, path)
+        _ = next(file.decode(stream))  # a file without a frame ends here
     return Clip(fps, lambda: read_video(path)[0], path)
 
 
+def frames(clip: Clip) -> Generator[np.ndarray, None, None]:
+    """The clip's frames, uint8 `[H, W, 3]`, one by one; those of a file are decoded one by one too.
+
+    Raises `KSGenError`, naming the file, if it is missing or broken.
+    """
+    if clip.path is not None:
+        yield from _decoded(clip.path)
+    else:
+        for picture in clip.frames:
+            yield pixels.to_uint8(picture)
+
+
+def measure(clip: Clip) -> tuple[int, int, int]:
+    """Number, height and width of the clip's frames. A file is not decoded for it: its packets are counted.
+
+    Raises `KSGenError`, naming the file, if it is missing or no video.
+    """
+    if clip.path is None:
+        count, height, width = clip.frames.shape[:3]
+        return count, height, width
+    with _opened(clip.path) as (file, stream):
+        # What a cut left at the beginning for the decoder alone is in the file, but not shown.
+        count = sum(packet.size > 0 and not packet.is_discard for packet in file.demux(stream))
+        if not count:
+            raise _no_frames(clip.path)
+        return count, stream.height, stream.width
+
+
 def read_video(path: str | Path) -> tuple[torch.Tensor, float]:
-    """The frames float32 0..1 `[F, H, W, 3]` of a video file and its frames per second."""
-    import numpy as np
+    """The frames float32 0..1 `[F, H, W, 3]` of a video file and its frames per second.
 
-    arrays, fps = _decode(Path(path), count=None)
-    return pixels.from_uint8(np.stack(list(arrays))), fps
+    Raises `KSGenError`, naming the file, if it is missing or no video.
+    """
+    import torch
+
+    path = Path(path)
+    with _opened(path) as (file, stream):
+        fps = _rate(file, stream, path)
+    arrays = list(_decoded(path))
+    film = torch.empty(len(arrays), *arrays[0].shape)
+    for number in range(len(arrays)):
+        # The last one goes first and is let go of, so that a film needs little more memory than what is returned.
+        array = arrays.pop()
+        film[-1 - number] = pixels.from_uint8(array)
+    return film, fps
 
 
-def _decode(path: Path, count: int | None) -> tuple[Iterable, float]:
-    """The first `count` frames, or all, as uint8 arrays `[H, W, 3]`, and the rate."""
+def _decoded(path: Path) -> Generator[np.ndarray, None, None]:
+    """The frames of a video file, one at least, uint8 `[H, W, 3]`, one by one."""
+    with _opened(path) as (file, stream):
+        if stream.height * stream.width <= SMALL:
+            stream.codec_context.thread_count = 1
+        frame = None
+        for frame in file.decode(stream):
+            yield frame.to_ndarray(format="rgb24")
+        if frame is None:
+            raise _no_frames(path)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """A video file and its first video stream. What FFmpeg says inside the `with` becomes a `KSGenError`."""
     import av
 
     if not path.is_file():
-        raise KSGenError(f"The clip {path} is missing. Make it again with --resume.")
+        raise KSGenError(f"The clip {path} is missing. Make it again, on the command line with --resume.")
     try:
         with av.open(str(path)) as file:
-            stream = file.streams.video[0]
-            rate = Fraction(file.metadata.get(RATE_TAG) or stream.average_rate or stream.base_rate or 0)
-            arrays = []
-            for frame in file.decode(stream):
-                arrays.append(frame.to_ndarray(format="rgb24"))
-                if len(arrays) == count:
-                    break
-    except (av.FFmpegError, IndexError) as error:
+            yield file, file.streams.video[0]
+    except (av.FFmpegError, IndexError, StopIteration) as error:
         raise KSGenError(
-            f"{path} cannot be read as a video ({error}). Delete it and run again with --resume."
+            f"{path} cannot be read as a video ({error}). Delete it and make it again, on the command line with "
+            "--resume."
         ) from error
-    if not arrays or not rate:
-        raise KSGenError(f"{path} holds no frames. Delete it and run again with --resume.")
-    return arrays, float(rate)
+
+
+def _rate(file: InputContainer, stream: VideoStream, path: Path) -> float:
+    rate = file.metadata.get(RATE_TAG) or stream.average_rate or stream.base_rate
+    if not rate:
+        raise _no_frames(path)
+    return float(Fraction(rate))
+
+
+def _no_frames(path: Path) -> KSGenError:
+    return KSGenError(f"{path} holds no frames. Delete it and make it again, on the command line with --resume.")

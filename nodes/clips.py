@@ -173,7 +173,7 @@ class KSGenJoinClips(io.ComfyNode):
 
     @classmethod
     def execute(cls, clips: tuple[Clip, ...]) -> io.NodeOutput:
-        from ..ksgen_core.video import write_video
+        from ..ksgen_core.film import write_video
 
         path = host.temp_file("ksgen_skill.mp4")
         write_video(path, clips)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from PIL import Image
 
 from ksgen_core.animation import SHORTEST, write_webp
 from ksgen_core.errors import KSGenError
+from ksgen_core.film import write_video
 from ksgen_core.types import Clip
-from ksgen_core.video import open_clip, write_video
+from ksgen_core.video import open_clip
 
 
 def film(count: int = 5, height: int = 24, width: int = 40, start: float = 0.0) -> torch.Tensor:
@@ -145,24 +147,38 @@ def test_clips_in_files_are_read_and_what_was_given_stays(tmp_path: Path):
     assert len(frames_of(tmp_path / "a.webp")[0]) == 5 and frames.equal(film(5))
 
 
+def peak_of(write: Callable[[], object]) -> int:
+    """The bytes that Python, NumPy's arrays among them, held at most while `write` ran."""
+    tracemalloc.start()
+    try:
+        write()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
 def test_only_one_clip_is_in_memory(tmp_path: Path):
-    """Each clip is 9 MB of NumPy, which tracemalloc counts; with two of them at a time the peak would be twice that."""
+    """With two of them at a time the peak would be twice one."""
     seen = []
 
     def read() -> torch.Tensor:
-        return torch.from_numpy(
-            np.repeat(np.linspace(0, 1, 48, dtype=np.float32), 128 * 128 * 3).reshape(48, 128, 128, 3)
-        )
+        levels = np.linspace(0, 1, 48, dtype=np.float32)
+        return torch.from_numpy(np.repeat(levels, 128 * 128 * 3).reshape(48, 128, 128, 3))
+
+    def show(number: int, total: int) -> None:
+        seen.append((number, total))
 
     one = 48 * 128 * 128 * 3 * 4
-    tracemalloc.start()
-    try:
-        progress = lambda number, total: seen.append((number, total))  # noqa: E731
-        write_webp(tmp_path / "a.webp", [Clip(8.0, read)] * 6, progress=progress)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert seen == [(k + 1, 6) for k in range(6)] and one < peak < 1.5 * one
+    assert one < peak_of(lambda: write_webp(tmp_path / "a.webp", [Clip(8.0, read)] * 6, progress=show)) < 1.5 * one
+    assert seen == [(k + 1, 6) for k in range(6)]
+
+
+def test_of_a_clip_in_a_file_only_frames_are_in_memory(tmp_path: Path):
+    write_video(tmp_path / "clip.mp4", [Clip.of(film(40, 256, 256), 8.0)])
+    clips = [open_clip(tmp_path / "clip.mp4")] * 2
+    frame = 256 * 256 * 3
+    assert peak_of(lambda: write_webp(tmp_path / "a.webp", clips)) < 10 * frame
+    assert len(frames_of(tmp_path / "a.webp")[0]) == 80
 
 
 def test_nonsense_is_refused_and_nothing_is_left(tmp_path: Path):

@@ -19,10 +19,11 @@ from small_stages import PLAN, blobs, draw, make_plan, render, retrieve
 
 from ksgen_core import storyboard
 from ksgen_core.errors import KSGenError
+from ksgen_core.film import write_video
 from ksgen_core.pipeline import collect, run
 from ksgen_core.sheet import sheet
 from ksgen_core.types import Clip, KeyStep, Plan, Query
-from ksgen_core.video import open_clip, read_video, write_video
+from ksgen_core.video import open_clip
 
 ROOT = Path(__file__).resolve().parent.parent
 QUERY = Query(blobs(9, (32, 32)), "make tea")
@@ -56,6 +57,8 @@ def test_reading_back_gives_an_equal_object(board, tmp_path):
         *(f"key_images/{n:02}.png" for n in (1, 2, 3)),
         "plan.json",
         "skill.mp4",
+        "skill.srt",
+        "skill.vtt",
         "storyboard.png",
     ]
     # Saved again from the files, it is the same but for what H.264 loses once more.
@@ -71,14 +74,24 @@ def test_the_film_is_h264_that_players_show_and_holds_every_frame(board, tmp_pat
         assert len(frames) == 15 and float(frames[-1].time or 0) == pytest.approx(14 / 8, abs=0.01)
 
 
-def test_odd_sizes_and_several_rates_make_a_film(tmp_path):
-    odd = Clip.of(torch.rand(3, 17, 21, 3), 8.0)
-    write_video(tmp_path / "odd.mp4", [odd, Clip.of(odd.frames, 12.0)])
-    frames, _ = read_video(tmp_path / "odd.mp4")
-    assert frames.shape == (6, 18, 22, 3)
-    with pytest.raises(KSGenError, match="one size"):
-        write_video(tmp_path / "two.mp4", [odd, Clip.of(torch.rand(3, 16, 16, 3), 8.0)])
-    assert not (tmp_path / "two.mp4").exists()
+def test_the_film_has_a_chapter_and_a_subtitle_per_step(board, tmp_path):
+    storyboard.save(board, tmp_path / "s")
+    texts = [step.text for step in PLAN.steps]
+    with av.open(str(tmp_path / "s" / "skill.mp4")) as film:
+        assert [chapter["metadata"]["title"] for chapter in film.chapters()] == [
+            f"{number}. {text}" for number, text in enumerate(texts, 1)
+        ]
+    srt = (tmp_path / "s" / "skill.srt").read_text(encoding="utf-8")
+    vtt = (tmp_path / "s" / "skill.vtt").read_text(encoding="utf-8")
+    assert "00:00:00,625 --> 00:00:01,250\npour it into the mug\n" in srt, "5 frames at 8 a second each"
+    assert vtt.startswith("WEBVTT\n") and all(text in vtt for text in texts)
+
+
+def test_saving_tells_how_far_it_is(board, tmp_path):
+    told = list(storyboard.saving(board, tmp_path / "s"))
+    assert [event.number for event in told] == sorted(event.number for event in told)
+    assert told[-1].number == told[-1].total and {event.total for event in told} == {6}
+    assert len(told) == 3 + 15, "each clip, then each frame of the film"
 
 
 @pytest.mark.parametrize("fps", [8.0, 24.0, 12.5, 30000 / 1001])

@@ -1,0 +1,228 @@
+"""Clips joined to one film: H.264 in MP4, with a chapter per step, subtitles, cross-fades, titles and the clips' sound.
+
+The rules:
+- The film has the first clip's size, made even as H.264 in 4:2:0 asks for it by repeating the last row or column.
+  Pictures of another size are scaled to fit in it and centred on black.
+- Its rate is the clips' rate or, if they differ, the highest of them.
+- Clip k begins where the clips before it end, each shortened by one cross-fade; this is computed from the film's start
+  in exact fractions, so that no rounding adds up. Film frame n shows, of each clip, the frame that is on at n / rate.
+  So the film is as long as its clips, less the cross-fades, to within half a frame; at one rate without cross-fades
+  every frame of every clip is there once.
+- In a cross-fade pictures and sound are mixed evenly from the one to the other, a picture by the middle of its time.
+- A chapter and its subtitle reach from the middle of one cross-fade to the middle of the next.
+- A clip without sound is silent; the film has a sound track, 48 kHz stereo in AAC, if any of the clips has one.
+
+Frames are read, mixed and encoded one by one: of clips in files never more than two frames are held.
+Legend: H, W height and width in pixels.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import subtitles
+from .checkpoints import atomically
+from .errors import KSGenError
+from .film_audio import SoundTrack, has_sound
+from .film_pictures import Part, pictures
+from .types import Clip
+from .video import SMALL, as_rate, measure
+
+if TYPE_CHECKING:
+    import av
+    import numpy as np
+    from av.container import OutputContainer
+    from av.packet import Packet
+    from av.video.stream import VideoStream
+
+log = logging.getLogger("ksgen")
+
+ENCODER = {"crf": "14", "preset": "medium", "x264-params": "mbtree=0"}
+"""x264's options: no loss that the eye sees. Its macroblock tree reads memory that was never written when pictures are
+small, so that with it the same frames now and then give another file."""
+BT709 = 1
+"""FFmpeg's number of the colour space, primaries and transfer curve that players expect."""
+LONGEST_NAME = 255
+"""Bytes that MP4 has for the name of a chapter."""
+
+
+@dataclass(frozen=True)
+class FilmSettings:
+    """How clips are joined: seconds of cross-fade, whether a step's text is drawn over the first two seconds of its
+    clip, and whether the film gets a track of subtitles, which players show on demand."""
+
+    cross_fade: float = 0.0
+    titles: bool = False
+    subtitles: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.cross_fade < math.inf:
+            raise KSGenError(f"A cross-fade takes 0 seconds (none) or more, got {self.cross_fade}.")
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Frame `number` (from 1) of `total` is encoded."""
+
+    number: int
+    total: int
+
+
+def join(
+    path: str | Path, clips: Sequence[Clip], texts: Sequence[str] | None = None, settings: FilmSettings | None = None
+) -> Generator[Joined, None, None]:
+    """Write the clips, one after the other, as one film in MP4; `path` is written whole or not at all.
+
+    `texts`, one per clip, name the chapters and make the subtitles and the titles; without them chapters are numbered
+    and nothing is written over or under the picture. What cannot be done is refused before anything is written.
+    Raises `KSGenError` if a clip cannot be read, is too short for the cross-fade, or the disk does not take the film.
+    """
+    settings = settings or FilmSettings()
+    if texts is not None and len(texts) != len(clips):
+        raise ValueError(f"a film of {len(clips)} clips needs as many texts, got {len(texts)}")
+    parts = lay_out(clips, settings)
+    with atomically(path) as temporary:
+        yield from _encode(temporary, parts, texts, settings)
+
+
+def write_video(
+    path: str | Path, clips: Sequence[Clip], texts: Sequence[str] | None = None, settings: FilmSettings | None = None
+) -> None:
+    """`join` from beginning to end."""
+    for _ in join(path, clips, texts, settings):
+        pass
+
+
+def spans(clips: Sequence[Clip], settings: FilmSettings | None = None) -> list[tuple[Fraction, Fraction]]:
+    """Start and end in seconds of each clip's chapter in the film of `join`; each begins where the one before ends.
+
+    Raises `KSGenError` as `join` does.
+    """
+    return _spans(lay_out(clips, settings or FilmSettings()))
+
+
+def lay_out(clips: Sequence[Clip], settings: FilmSettings) -> tuple[Part, ...]:
+    """When each clip begins and ends in the film. Raises `KSGenError` for one that is too short for the cross-fade."""
+    if not clips:
+        raise ValueError("a film needs at least one clip")
+    fade = Fraction(settings.cross_fade).limit_denominator(10**6) if len(clips) > 1 else Fraction(0)
+    parts, start = [], Fraction(0)
+    for number, clip in enumerate(clips, 1):
+        count, height, width = measure(clip)
+        part = Part(clip, count, height, width, as_rate(clip.fps), start)
+        if fade > part.seconds / 2:
+            raise KSGenError(
+                f"Clip {number} lasts {float(part.seconds):.3g} s, and the cross-fade of {float(fade):.3g} s is longer "
+                f"than half of it. Give a cross-fade of at most {float(part.seconds / 2):.3g} s, or a longer clip."
+            )
+        parts.append(part)
+        start = part.end - fade
+    return tuple(parts)
+
+
+def _spans(parts: Sequence[Part]) -> list[tuple[Fraction, Fraction]]:
+    cuts = [(before.end + after.start) / 2 for before, after in zip(parts, parts[1:], strict=False)]
+    return list(zip([Fraction(0), *cuts], [*cuts, parts[-1].end], strict=True))
+
+
+def _encode(
+    path: str, parts: Sequence[Part], texts: Sequence[str] | None, settings: FilmSettings
+) -> Generator[Joined, None, None]:
+    """Picture, sound and subtitles side by side, in the order in which they are shown."""
+    import av
+
+    rate = max(part.rate for part in parts)
+    total = max(1, math.floor(parts[-1].end * rate + Fraction(1, 2)))
+    size, cuts = (parts[0].height, parts[0].width), _spans(parts)
+    # The clock of the whole film, in which every frame has a whole number, and so its length is exact.
+    ticks = rate.numerator * math.ceil(1000 / rate.numerator)
+    options = {"movflags": "faststart", "movie_timescale": str(ticks)}
+    with ExitStack() as opened:
+        file = opened.enter_context(av.open(path, "w", options=options))
+        video = _video_stream(file, size, rate)
+        sound = None
+        if any(map(has_sound, parts)):
+            sound = opened.enter_context(closing(SoundTrack(file, parts)))
+        words: Iterator[tuple[Fraction, Packet]] = iter(())
+        if texts is not None and settings.subtitles:
+            words = _subtitle_packets(file, cuts, texts, Fraction(1, ticks))
+        if len(parts) > 1 or texts is not None:
+            _set_chapters(file, cuts, texts, Fraction(1, ticks))
+        shown = opened.enter_context(closing(pictures(parts, rate, total, size, texts if settings.titles else None)))
+        due = next(words, None)
+        for number, picture in enumerate(shown, 1):
+            file.mux(video.encode(_frame(picture, number - 1, rate)))
+            while due is not None and due[0] < number / rate:
+                file.mux(due[1])
+                due = next(words, None)
+            if sound is not None:
+                sound.write_until(number / rate)
+            yield Joined(number, total)
+        file.mux(video.encode(None))
+        if sound is not None:
+            sound.finish(parts[-1].end)
+
+
+def _video_stream(file: OutputContainer, size: tuple[int, int], rate: Fraction) -> VideoStream:
+    stream = file.add_stream("libx264", rate=rate, options=dict(ENCODER))
+    stream.height, stream.width = (side + side % 2 for side in size)
+    stream.pix_fmt = "yuv420p"
+    stream.codec_context.time_base = 1 / rate
+    stream.codec_context.thread_count = 1 if size[0] * size[1] <= SMALL else 0
+    for tag in ("colorspace", "color_primaries", "color_trc", "color_range"):
+        setattr(stream.codec_context, tag, BT709)  # color_range 1 is "limited"
+    return stream
+
+
+def _frame(picture: np.ndarray, number: int, rate: Fraction) -> av.VideoFrame:
+    """uint8 `[H, W, 3]` -> a frame in yuv420p with even height and width."""
+    import av
+    import numpy as np
+
+    height, width = picture.shape[:2]
+    if height % 2 or width % 2:
+        picture = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+    frame = frame.reformat(format="yuv420p", dst_colorspace="itu709")
+    frame.pts, frame.time_base = number, 1 / rate
+    return frame
+
+
+def _subtitle_packets(
+    file: OutputContainer, cuts: Sequence[subtitles.Span], texts: Sequence[str], tick: Fraction
+) -> Iterator[tuple[Fraction, Packet]]:
+    stream = subtitles.add_track(file, tick)
+    if stream is None:
+        log.warning("The film has no subtitle track: PyAV here is older than 17. The texts are in the SRT file.")
+        return iter(())
+    return subtitles.packets(stream, cuts, texts)
+
+
+def _set_chapters(
+    file: OutputContainer, cuts: Sequence[subtitles.Span], texts: Sequence[str] | None, tick: Fraction
+) -> None:
+    """One chapter per clip; players list them by these names."""
+    if not hasattr(file, "set_chapters"):
+        log.warning("The film has no chapters: PyAV here is older than 16. Update it to have them.")
+        return
+    names = [f"{number}. {' '.join(text.split())}" for number, text in enumerate(texts or [], 1)]
+    names = names or [f"Step {number}" for number in range(1, len(cuts) + 1)]
+    file.set_chapters(
+        [
+            {
+                "id": number,
+                "start": round(start / tick),
+                "end": round(end / tick),
+                "time_base": tick,
+                "metadata": {"title": name.encode()[:LONGEST_NAME].decode(errors="ignore")},
+            }
+            for number, ((start, end), name) in enumerate(zip(cuts, names, strict=True))
+        ]
+    )

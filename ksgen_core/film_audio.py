@@ -1,0 +1,155 @@
+"""The sound of a film: that of its clips, where it has one, else silence, mixed in the cross-fades.
+
+Legend: N samples at 48 kHz; sound is float32 -1..1 `[2, N]`, left and right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from fractions import Fraction
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from .errors import KSGenError
+from .film_pictures import Part
+
+if TYPE_CHECKING:
+    import numpy as np
+    from av.audio.stream import AudioStream
+    from av.container import InputContainer, OutputContainer
+
+SAMPLES = 48_000
+"""A second."""
+BIT_RATE = 192_000
+PIECE = 4096
+"""Samples of silence that are made at once."""
+
+
+class SoundTrack:
+    """The sound track of a film that is being written: AAC in stereo."""
+
+    def __init__(self, file: OutputContainer, parts: Sequence[Part]) -> None:
+        self._file = file
+        self._stream = file.add_stream("aac", rate=SAMPLES, layout="stereo")
+        self._stream.bit_rate = BIT_RATE
+        self._pieces = sound(parts)
+        self._position = 0
+
+    def write_until(self, time: Fraction) -> None:
+        """Encode up to `time` seconds of the film, or a little more, so that picture and sound lie side by side."""
+        import av
+        import numpy as np
+
+        while self._position < time * SAMPLES and (piece := next(self._pieces, None)) is not None:
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(piece), format="fltp", layout="stereo")
+            frame.sample_rate = SAMPLES
+            frame.pts, frame.time_base = self._position, Fraction(1, SAMPLES)
+            self._position += piece.shape[1]
+            self._file.mux(self._stream.encode(frame))
+
+    def finish(self, end: Fraction) -> None:
+        """Encode the rest up to `end` seconds."""
+        self.write_until(end)
+        self._file.mux(self._stream.encode(None))
+
+    def close(self) -> None:
+        """Let go of the clips' files."""
+        self._pieces.close()
+
+
+def has_sound(part: Part) -> bool:
+    """Whether the part's clip is a file with sound that can be decoded."""
+    import av
+
+    if part.clip.path is None:
+        return False
+    with av.open(str(part.clip.path)) as file:
+        return _sound_stream(file) is not None
+
+
+def sound(parts: Sequence[Part]) -> Generator[np.ndarray, None, None]:
+    """The sound of a film, piece by piece `[2, N]`; clip k begins with the sample at its start, rounded.
+
+    Raises `KSGenError`, naming the file, if a clip's sound cannot be decoded.
+    """
+    import numpy as np
+
+    begins = [round(part.start * SAMPLES) for part in parts]
+    ends = [round(part.end * SAMPLES) for part in parts]
+    before = np.zeros((2, 0), np.float32)  # how the clip before fades out, from this one's beginning on
+    for k, part in enumerate(parts):
+        count = ends[k] - begins[k]
+        fade_in = before.shape[1]
+        fade_out = ends[k] - begins[k + 1] if k + 1 < len(parts) else 0
+        done, after = 0, []
+        for piece in _of_clip(part, count):
+            middles = np.arange(done, done + piece.shape[1]) + 0.5
+            if fade_in:
+                piece = piece * np.minimum(1, middles / fade_in).astype(np.float32)
+            if fade_out:
+                piece = piece * np.minimum(1, (count - middles) / fade_out).astype(np.float32)
+            mixed = before[:, done : done + piece.shape[1]]
+            piece[:, : mixed.shape[1]] += mixed
+            done += piece.shape[1]
+            kept = max(0, min(piece.shape[1], count - fade_out - done + piece.shape[1]))
+            if kept:
+                yield piece[:, :kept]
+            if kept < piece.shape[1]:
+                after.append(piece[:, kept:])
+        before = np.concatenate([np.zeros((2, 0), np.float32), *after], axis=1)
+
+
+def _of_clip(part: Part, count: int) -> Generator[np.ndarray, None, None]:
+    """`count` samples of one clip's sound from its first picture on, piece by piece: cut, or followed by silence."""
+    import av
+    import numpy as np
+
+    done = 0
+    try:
+        for piece in _decoded(part) if has_sound(part) else ():
+            piece = piece[:, : count - done]
+            done += piece.shape[1]
+            yield piece
+            if done == count:
+                return
+    except (av.FFmpegError, ValueError) as error:
+        raise KSGenError(
+            f"The sound of {part.clip.path} cannot be decoded ({error}). Make that clip again, or without sound."
+        ) from error
+    while done < count:
+        piece = np.zeros((2, min(PIECE, count - done)), np.float32)
+        done += piece.shape[1]
+        yield piece
+
+
+def _decoded(part: Part) -> Generator[np.ndarray, None, None]:
+    """All of one file's sound from its first picture on, at 48 kHz in stereo."""
+    import av
+    import numpy as np
+
+    with av.open(str(part.clip.path)) as file:
+        stream, picture = _sound_stream(file), file.streams.video[0]
+        if stream is None:
+            return
+        # FFmpeg would make mono quieter on its way to stereo.
+        layout = "mono" if stream.codec_context.layout.nb_channels == 1 else "stereo"
+        resampler = av.AudioResampler(format="fltp", layout=layout, rate=SAMPLES)
+        begin = float((picture.start_time or 0) * picture.time_base)
+        skip: int | None = None
+        for frame in chain(file.decode(stream), [None]):
+            if skip is None and frame is not None:
+                skip = round((begin - (frame.time or 0.0)) * SAMPLES)
+                if skip < 0:
+                    yield np.zeros((2, -skip), np.float32)
+                    skip = 0
+            for resampled in resampler.resample(frame):
+                piece = np.repeat(resampled.to_ndarray(), 2 if layout == "mono" else 1, axis=0)
+                left_out = min(skip or 0, piece.shape[1])
+                skip = (skip or 0) - left_out
+                if left_out < piece.shape[1]:
+                    yield piece[:, left_out:]
+
+
+def _sound_stream(file: InputContainer) -> AudioStream | None:
+    """The first sound that there is a decoder for; to decode another one ends the process."""
+    return next((stream for stream in file.streams.audio if stream.codec_context is not None), None)

@@ -1,0 +1,70 @@
+"""Small clips for the tests of films: of one grey a frame, and with a tone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+
+from ksgen_core.pixels import from_uint8
+from ksgen_core.types import Clip
+
+
+def grey_film(values: Iterable[int], fps: float = 8.0, size: int = 16) -> Clip:
+    """A clip whose frame k is of the k-th value, 0..255, everywhere."""
+    return Clip.of(torch.stack([from_uint8(np.full((size, size, 3), value, np.uint8)) for value in values]), fps)
+
+
+def colours(height: int, width: int) -> Clip:
+    """One frame of random colours, none of which is black."""
+    array = np.random.default_rng(height).integers(64, 256, (1, height, width, 3), dtype=np.uint8)
+    return Clip.of(from_uint8(array), 8.0)
+
+
+def write_with_sound(
+    path: Path,
+    seconds: float,
+    frequency: float = 440.0,
+    rate: int = 48000,
+    layout: str = "stereo",
+    sounds: float | None = None,
+    grey: int = 128,
+) -> Path:
+    """A film of 32 x 32 pixels at 8 frames a second with a tone of amplitude 0.5 for `sounds` seconds: H.264 and AAC in
+    MP4, VP9 and Opus in WebM."""
+    codecs = ("libvpx-vp9", "libopus") if path.suffix == ".webm" else ("libx264", "aac")
+    count = int((seconds if sounds is None else sounds) * rate)
+    tone = 0.5 * np.sin(2 * np.pi * frequency * np.arange(count) / rate).astype(np.float32)
+    with av.open(str(path), "w") as file:
+        video = file.add_stream(codecs[0], rate=8)
+        video.width = video.height = 32
+        video.pix_fmt = "yuv420p"
+        audio = file.add_stream(codecs[1], rate=rate, layout=layout)
+        for _ in range(int(seconds * 8)):
+            picture = av.VideoFrame.from_ndarray(np.full((32, 32, 3), grey, np.uint8), format="rgb24")
+            file.mux(video.encode(picture))
+        channels = 1 if layout == "mono" else 2
+        frame = av.AudioFrame.from_ndarray(np.repeat(tone[None], channels, 0), format="fltp", layout=layout)
+        frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
+        resampler = av.AudioResampler(format=audio.format.name, layout=layout, rate=rate)
+        for resampled in [*resampler.resample(frame), *resampler.resample(None)]:
+            file.mux(audio.encode(resampled))
+        file.mux([*video.encode(None), *audio.encode(None)])
+    return path
+
+
+def sound_of(path: Path) -> tuple[np.ndarray, dict]:
+    """The decoded sound `[channels, N]` of a film and what the file says of it."""
+    with av.open(str(path)) as file:
+        stream = file.streams.audio[0]
+        said = {
+            "rate": stream.rate,
+            "channels": stream.channels,
+            "codec": stream.codec_context.name,
+            "seconds": stream.duration * stream.time_base,
+        }
+        return np.concatenate([frame.to_ndarray() for frame in file.decode(stream)], axis=1), said
