@@ -8,6 +8,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from . import host, language_models, libraries, loop_host
+from .clip_frames import KSGenClipFrames
 from .clips import KSGenCollectClips, KSGenJoinClips, KSGenRenderClips
 from .export import KSGenExportPage, KSGenSaveWebP
 from .keysteps import KSGenDrawKeySteps
@@ -42,6 +43,7 @@ NODES: list[type[io.ComfyNode]] = [
     KSGenPlanFromReply,
     KSGenStepLoopStart,
     KSGenStepLoopEnd,
+    KSGenClipFrames,
     KSGenLoopStep,
     KSGenLoopKeep,
     KSGenLoopNext,

@@ -186,7 +186,8 @@ def leave_sides_to_the_loop(request: dict[str, Any]) -> dict[str, Any]:
     if START not in {node.get("class_type") for node in prompt.values()}:
         return request
     graph = _Queued(prompt)
-    outputs = request.get("partial_execution_targets") or [one for one in graph.ids() if graph.is_output(one)]
+    every = [one for one in graph.ids() if is_output(graph.node(one)["class_type"])]
+    outputs = request.get("partial_execution_targets") or every
     inside: set[str] = set()
     for start, end in find_loops(graph).items():
         inside.update(find_body(graph, start, end).sides)

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from ..ksgen_core.loop.run import Loop, StepRun
 
 CATEGORY = f"{sockets.CATEGORY}/loop"
+NO_CLIPS = "This loop makes key images and has no clips. Take its results from 'key images'."
+# They could be had from the clips, but a picture of every step in memory, wanted or not, is what the loop avoids.
+NO_KEY_IMAGES = (
+    "No key images came into this loop. Connect them to 'Step Loop Start', or take first frames from 'Clips to Frames'."
+)
 INNER = "Added to the running graph by 'Step Loop End'; not for use in a workflow."
 
 
@@ -55,7 +60,7 @@ def results_outputs(videos: type[Any] = io.Video, as_list: bool = False) -> list
         io.Image.Output(
             "key_images",
             display_name="key images",
-            tooltip="One picture per step: those made, or the first of each clip.",
+            tooltip="One picture per step: those made, or those that came in.",
         ),
         sockets.Plan.Output("plan", display_name="plan", tooltip="The steps that have a result, with their seeds."),
         videos.Output("videos", display_name="videos", is_output_list=as_list, tooltip="One video per step, a list."),
@@ -99,12 +104,14 @@ def _finish(run: Run) -> io.NodeOutput:
     plan = replace(run.loop.plan, steps=tuple(run.loop.plan.steps[step.number] for step in there))
     report = _report(run, len(there))
     if run.loop.settings.makes == KEY_IMAGES:
-        none: Any = ExecutionBlocker("This loop makes key images and has no clips. Take them from 'key images'.")
+        none: Any = ExecutionBlocker(NO_CLIPS)
         outputs: tuple[Any, ...] = (none, _key_images(there), plan, none, report)
     else:
         clips = tuple(clip_of(step.result) for step in there if step.result is not None)
         videos = [InputImpl.VideoFromFile(str(clip.path)) for clip in clips]
-        outputs = (clips, _starts(run, there, clips), plan, videos, report)
+        given = run.loop.key_images
+        starts: Any = ExecutionBlocker(NO_KEY_IMAGES) if given is None else given[[step.number for step in there]]
+        outputs = (clips, starts, plan, videos, report)
     return io.NodeOutput(*outputs, ui={"text": (report,)})
 
 
@@ -136,18 +143,6 @@ def _key_images(there: Sequence[StepRun]) -> torch.Tensor:
     else:
         made = {step.number: step.given[0] for step in there if step.given is not None}
     return torch.stack([made[step.number] for step in there])
-
-
-def _starts(run: Run, there: Sequence[StepRun], clips: Sequence[Any]) -> torch.Tensor:
-    """The key images of the steps that are there `[S, H, W, 3]`, or, if none came in, how their clips begin."""
-    import torch
-
-    from ..ksgen_core.pixels import fit
-
-    if run.loop.key_images is not None:
-        return run.loop.key_images[[step.number for step in there]]
-    starts = [clip.frames[0].clone() for clip in clips]
-    return torch.stack([fit(start, *starts[0].shape[:2]) for start in starts])
 
 
 class KSGenLoopStep(io.ComfyNode):
@@ -258,7 +253,8 @@ def _write_video(folder: Path, video: Any) -> dict[str, Any]:
         return results.take_file(folder, Path(source))
     if not isinstance(video, InputImpl.VideoFromFile):
         parts = video.get_components()
-        return results.write_frames(folder, parts.images[..., :3], float(parts.frame_rate), parts.audio)
+        sound = (parts.audio["waveform"][0], int(parts.audio["sample_rate"])) if parts.audio else None
+        return results.write_frames(folder, parts.images[..., :3], float(parts.frame_rate), sound)
     path = folder / "saved.mp4"
     video.save_to(str(path))
     facts = results.take_file(folder, path)

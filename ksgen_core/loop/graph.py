@@ -230,10 +230,10 @@ def copy_body(graph: Graph, body: Body, prefix: str, values: Mapping[str, Any], 
                 del nodes[name]["inputs"][one]
     result = value(list(body.result))
     if result is None or result[0] in left_out:
-        wanted = sorted(name for name, given in values.items() if given is None)
+        lacking = sorted(one for one in used_outputs(graph, body) if values[one] is None)
         raise KSGenError(
-            f"Step {step + 1} has no {' and no '.join(one.replace('_', ' ') for one in wanted)}, which the loop's "
-            "result needs. Connect it to 'Step Loop Start', or let your nodes do without."
+            f"Step {step + 1} has no {' and no '.join(lacking).replace('_', ' ')}, which the loop's result needs. "
+            "Connect it to 'Step Loop Start', or let your nodes do without."
         )
     return Copy(nodes, (result[0], int(result[1])), {name: name[len(prefix) :] for name in nodes})
 

@@ -1,4 +1,4 @@
-"""What a step's result is on disk: one picture, frames without loss, or a video file taken over as it is."""
+"""What a step's result is on disk: one picture, frames and sound without loss, or a video file taken over as it is."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from .. import pixels
 from ..errors import KSGenError
 from ..types import Clip
 from ..video import open_clip, write_lossless
+from .sound import add_sound
 
 if TYPE_CHECKING:
     import torch
@@ -27,11 +28,18 @@ def write_picture(folder: Path, picture: torch.Tensor) -> dict[str, Any]:
     return {"kind": PICTURE, "file": "picture.png", "height": picture.shape[0], "width": picture.shape[1]}
 
 
-def write_frames(folder: Path, frames: torch.Tensor, fps: float, audio: Any = None) -> dict[str, Any]:
-    """Write frames float 0..1 `[F, H, W, 3]` without loss; the facts about them."""
-    write_lossless(folder / "clip.mkv", frames, fps)
+def write_frames(
+    folder: Path, frames: torch.Tensor, fps: float, sound: tuple[torch.Tensor, int] | None = None
+) -> dict[str, Any]:
+    """Write frames float 0..1 `[F, H, W, 3]` and a sound `[C, N]` with its rate without loss; the facts about them."""
+    path = folder / "clip.mkv"
+    write_lossless(path, frames, fps)
+    if sound is not None:
+        silent = path.rename(folder / "silent.mkv")
+        add_sound(silent, path, *sound)
+        silent.unlink()
     count, height, width = frames.shape[:3]
-    return {"kind": FRAMES, "file": "clip.mkv", "fps": fps, "frames": count, "height": height, "width": width}
+    return {"kind": FRAMES, "file": path.name, "fps": fps, "frames": count, "height": height, "width": width}
 
 
 def take_file(folder: Path, path: Path) -> dict[str, Any]:

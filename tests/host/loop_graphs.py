@@ -39,7 +39,8 @@ def loop(texts: list[str] | str = TEXTS6, carry: bool = False, **changes: dict[s
         "noise": node("ImageAddNoise", image=["gate", 0], seed=["start", 10], strength=0.1),
         "end": node("KSGenStepLoopEnd", loop=["start", 0], result=["noise", 0]),
         "show": node("PreviewAny", source=["end", 4]),
-        "pictures": node("PreviewImage", images=["end", 1]),
+        "firsts": node("KSGenClipFrames", clips=["end", 0], number=0, which="first frame"),
+        "pictures": node("PreviewImage", images=["firsts", 0]),
     }
     for name, inputs in changes.items():
         prompt[name] = node(prompt[name]["class_type"], **{**prompt[name]["inputs"], **inputs})
@@ -62,10 +63,11 @@ def start(**inputs: Any) -> dict:
 
 
 class Ran:
-    """A prompt that has ended: how often each of its nodes was executed, its outputs, what it failed with."""
+    """A prompt that has ended: how often each of its nodes was executed, what blocked some, its outputs, messages."""
 
-    def __init__(self, counts: Counter[str], entry: dict[str, Any]) -> None:
+    def __init__(self, counts: Counter[str], blocked: list[str], entry: dict[str, Any]) -> None:
         self.counts = counts
+        self.blocked = blocked
         self.outputs = entry["outputs"]
         self.messages = entry["status"]["messages"]
 
@@ -77,7 +79,7 @@ class Ran:
 def run_counting(server: Server, prompt: Prompt, on_message=None) -> Ran:
     """Run a prompt to its end, however it ends. Counts are of the server's `executing` messages, by the node that the
     front end would show them on."""
-    client, counts = uuid.uuid4().hex, Counter()
+    client, counts, blocked = uuid.uuid4().hex, Counter(), []
     with server.listen(client) as messages:
         prompt_id = server.queue(prompt, client)
         while True:
@@ -91,9 +93,11 @@ def run_counting(server: Server, prompt: Prompt, on_message=None) -> Ran:
                 counts[data["display_node"]] += 1
             if on_message is not None:
                 on_message(message)
-            if message["type"] in ("execution_success", "execution_error", "execution_interrupted"):
+            if data.get("exception_type") == "ExecutionBlocked":  # the rest of the prompt goes on
+                blocked.append(data["exception_message"])
+            elif message["type"] in ("execution_success", "execution_error", "execution_interrupted"):
                 break
-    return Ran(counts, server.wait(prompt_id))
+    return Ran(counts, blocked, server.wait(prompt_id))
 
 
 def run_well(server: Server, prompt: Prompt) -> Ran:
