@@ -10,10 +10,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import pixels
 from .checkpoints import write_atomically
 from .errors import KSGenError
 from .types import Clip
+from .video import frames
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,9 +40,10 @@ def write_webp(
     fitted and centred on black. Every frame begins at its exact time, rounded to a millisecond, so that nothing adds
     up. A frame that would begin less than `SHORTEST` milliseconds after the one before is left out; the others keep
     their times. Frames in a row that look the same at this quality become one that is shown longer.
-    `quality` is 0 (smallest) to 100, `loop` plays without end instead of once. Clips are read one by one; beside one of
-    them the memory holds the file. `progress` is called after each clip with its number and how many there are; what it
-    raises ends the writing. Raises `KSGenError` if the size is not what WebP allows or a clip cannot be read.
+    `quality` is 0 (smallest) to 100, `loop` plays without end instead of once. Frames of clips in files are read one by
+    one; beside them the memory holds the file. `progress` is called after each clip with its number and how many there
+    are; what it raises ends the writing. Raises `KSGenError` if the size is not what WebP allows or a clip cannot be
+    read.
     """
     if not clips:
         raise ValueError("an animation needs at least one clip")
@@ -52,16 +53,15 @@ def write_webp(
     encoder: Any = None
     size, time, last = (0, 0), Fraction(0), -SHORTEST
     for number, clip in enumerate(clips, 1):
-        frames, duration = clip.frames, 1000 / Fraction(clip.fps)
-        if encoder is None:
-            size = _size(frames.shape[2], frames.shape[1], width)
-            encoder = _open_encoder(*size, quality)
-        for picture in frames:
+        duration = 1000 / Fraction(clip.fps)
+        for array in frames(clip):
+            if encoder is None:
+                size = _size(array.shape[1], array.shape[0], width)
+                encoder = _open_encoder(*size, quality)
             start, time = round(time), time + duration
             if start - last >= SHORTEST:
-                data += _encode(encoder, _fitted(pixels.to_uint8(picture), size), start)
+                data += _encode(encoder, _fitted(array, size), start)
                 last = start
-        del frames, picture  # or they would stay while the next clip is read
         if progress is not None:
             progress(number, len(clips))
     data += _encode(encoder, None, 0)

@@ -21,7 +21,7 @@ from .checkpoints import write_atomically
 from .film import write_video
 from .page_look import SCRIPT, STYLE
 from .types import Clip, KeyStep, Plan
-from .video import frames, measure
+from .video import frames, measure, open_clip, write_lossless
 
 if TYPE_CHECKING:
     import torch
@@ -184,7 +184,7 @@ def _film(clip: Clip, folder: Path) -> tuple[Path, Image.Image, float]:
     found = _as_browsers_play_it(path) if path is not None else None
     if path is None or found is None:
         path = folder / "clip.mp4"
-        write_video(path, [_small(clip)])
+        write_video(path, [_small(clip, folder)])
         found = _as_browsers_play_it(path)
     if found is None:
         raise ValueError(f"{path} was written as a film that browsers do not play")
@@ -209,8 +209,8 @@ def _as_browsers_play_it(path: Path) -> tuple[Image.Image, float] | None:
         return None  # whoever decodes it all says what is wrong
 
 
-def _small(clip: Clip) -> Clip:
-    """The clip with at most `LONGEST_CLIP_SIDE` pixels a side; one that is made smaller has no sound."""
+def _small(clip: Clip, folder: Path) -> Clip:
+    """The clip with at most `LONGEST_CLIP_SIDE` pixels a side; one that is made smaller, without sound, in `folder`."""
     import numpy as np
     from PIL import Image
 
@@ -220,5 +220,6 @@ def _small(clip: Clip) -> Clip:
         return clip
     # H.264 in 4:2:0 asks for even sides.
     size = (max(2, round(width * scale / 2) * 2), max(2, round(height * scale / 2) * 2))
-    small = [Image.fromarray(array).resize(size, Image.Resampling.LANCZOS) for array in frames(clip)]
-    return Clip.of(pixels.from_uint8(np.stack([np.asarray(picture) for picture in small])), clip.fps)
+    resized = (Image.fromarray(array).resize(size, Image.Resampling.LANCZOS) for array in frames(clip))
+    write_lossless(folder / "small.mkv", map(np.asarray, resized), clip.fps)
+    return open_clip(folder / "small.mkv")

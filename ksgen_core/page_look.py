@@ -13,6 +13,7 @@ STYLE = """
     --accent: #e8794d; --on-accent: #1b1815; --shadow: none;
   }
 }
+@media (prefers-reduced-motion: no-preference) { html { scroll-behavior: smooth; } }
 * { box-sizing: border-box; margin: 0; }
 body {
   background: var(--paper); color: var(--ink); line-height: 1.45; overflow-wrap: anywhere;
@@ -83,7 +84,10 @@ img, video {
 .playing .screen button { opacity: 0; }
 figcaption { color: var(--faint); font-size: .8rem; margin-top: .35rem; }
 .stills figcaption { display: none; }
-dl { display: grid; align-content: start; gap: .45rem; border-top: 1px solid var(--edge); padding-top: .8rem; font-size: .93rem; }
+dl {
+  display: grid; align-content: start; gap: .45rem; border-top: 1px solid var(--edge); padding-top: .8rem;
+  font-size: .93rem;
+}
 dl > div { display: grid; grid-template-columns: 4.2rem 1fr; }
 dt { color: var(--faint); }
 footer { color: var(--faint); font-size: .85rem; margin-top: clamp(1.5rem, 4vw, 3rem); }
@@ -117,9 +121,9 @@ SCRIPT = """
 const button = document.getElementById("play"), films = [...document.querySelectorAll("video")];
 let at = -1;
 function go(next) {
+  films.forEach((film) => film.pause());
   if (at >= 0) {
     films[at].onended = null;
-    films[at].pause();
     films[at].loop = true;
     films[at].closest("article").classList.remove("playing");
   }
@@ -132,7 +136,7 @@ function go(next) {
   film.currentTime = 0;
   film.onended = () => go(at + 1);
   film.closest("article").classList.add("playing");
-  film.closest("li").scrollIntoView({ block: "nearest", behavior: "smooth" });
+  film.closest("li").scrollIntoView({ block: "nearest" });
   film.play().catch(() => { if (films[at] === film) go(films.length); });
 }
 for (const film of films) {

@@ -6,6 +6,7 @@ import base64
 import io
 import re
 import tracemalloc
+from fractions import Fraction
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from ksgen_core.errors import KSGenError
 from ksgen_core.film import write_video
 from ksgen_core.page import LONGEST_CLIP_SIDE, LONGEST_PICTURE_SIDE, write_page
 from ksgen_core.types import Clip, KeyStep, Plan
-from ksgen_core.video import open_clip
+from ksgen_core.video import open_clip, write_lossless
 
 VOID = {"meta", "link", "img", "br", "hr", "input", "source", "wbr"}
 NASTY = [
@@ -242,6 +243,22 @@ def test_twenty_steps_are_written_one_at_a_time(tmp_path: Path):
     page = read(tmp_path / "page.html")
     assert [e.text for e in page.all("h2")] == [f"do thing {k + 1}" for k in range(count)]
     assert [e.attrs["id"] for e in page.all("li") if "id" in e.attrs] == [f"step-{k + 1}" for k in range(count)]
+
+
+def test_of_a_large_film_in_a_file_only_frames_are_in_memory(tmp_path: Path):
+    size = (24, 360, 720)
+    write_lossless(tmp_path / "clip.mkv", film(*size), 24000 / 1001)
+    tracemalloc.start()
+    try:
+        write_page(tmp_path / "page.html", plan_of(1), [picture()], [open_clip(tmp_path / "clip.mkv")])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 24 * 360 * 720 * 3 / 3
+    data = inside(read(tmp_path / "page.html").all("video")[0].attrs["src"])
+    assert len(decoded(data)) == 24
+    with av.open(io.BytesIO(data)) as file:
+        assert file.streams.video[0].average_rate == Fraction(24000, 1001)
 
 
 def test_the_same_storyboard_gives_the_same_file(tmp_path: Path):
