@@ -9,6 +9,7 @@ from comfy_api.latest import InputImpl, io
 
 from . import host, sockets
 from .plan_steps import check_key_images
+from .storyboard import check_clips
 
 if TYPE_CHECKING:
     import torch
@@ -165,16 +166,59 @@ class KSGenJoinClips(io.ComfyNode):
             node_id="KSGenJoinClips",
             display_name="Join Clips",
             category=sockets.CATEGORY,
-            description="Joins the clips of all steps into one video.",
-            search_aliases=["concatenate", "clips to video", "combine video", "skill film"],
-            inputs=[sockets.Clips.Input("clips", tooltip="From 'Render Clips' or 'Collect Clips'.")],
+            description="Joins the clips of all steps, with their sound, into one video with a chapter per step.",
+            search_aliases=["concatenate", "clips to video", "combine video", "skill film", "cross-fade", "chapters"],
+            inputs=[
+                sockets.Clips.Input("clips", tooltip="From 'Render Clips', 'Collect Clips' or 'Step Loop End'."),
+                sockets.Plan.Input(
+                    "plan",
+                    optional=True,
+                    tooltip="The plan of the clips: its texts become chapters, subtitles and titles. May be left out.",
+                ),
+                io.Float.Input(
+                    "cross_fade",
+                    display_name="cross-fade",
+                    default=0.0,
+                    min=0.0,
+                    max=10.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip="Seconds in which picture and sound go over from clip to clip; at most half of a clip. "
+                    "0: a cut.",
+                ),
+                io.Boolean.Input(
+                    "titles",
+                    default=False,
+                    optional=True,
+                    tooltip="Draw each step's number and text over the first 2 seconds of its clip. Needs the plan.",
+                ),
+                io.Boolean.Input(
+                    "subtitles",
+                    default=True,
+                    optional=True,
+                    tooltip="With a plan, add its texts as subtitles that players show on demand.",
+                ),
+            ],
             outputs=[io.Video.Output("video", display_name="video", tooltip="The whole skill, for Save Video.")],
         )
 
     @classmethod
-    def execute(cls, clips: tuple[Clip, ...]) -> io.NodeOutput:
-        from ..ksgen_core.film import write_video
+    def execute(
+        cls,
+        clips: tuple[Clip, ...],
+        plan: Plan | None = None,
+        cross_fade: float = 0.0,
+        titles: bool = False,
+        subtitles: bool = True,
+    ) -> io.NodeOutput:
+        from ..ksgen_core.errors import KSGenError
+        from ..ksgen_core.film import FilmSettings, join
 
+        if plan is not None:
+            check_clips(plan, clips)
+        elif titles:
+            raise KSGenError("Titles show the texts of a plan, and none is connected. Connect it, or turn titles off.")
         path = host.temp_file("ksgen_skill.mp4")
-        write_video(path, clips)
+        texts = None if plan is None else [step.text for step in plan.steps]
+        host.finish(join(path, clips, texts, FilmSettings(cross_fade, titles, subtitles)))
         return io.NodeOutput(InputImpl.VideoFromFile(str(path)))

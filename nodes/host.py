@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from ..ksgen_core.build import Models
     from ..ksgen_core.clips.wan_diffusers import ClipModel
+    from ..ksgen_core.film import Joined
     from ..ksgen_core.keysteps.sdxl_diffusers import KeyStepModel
     from ..ksgen_core.pipeline import Update, Writing
 
@@ -226,6 +227,16 @@ def show_progress(number: int, total: int) -> None:
 
     throw_exception_if_processing_interrupted()
     comfy.utils.ProgressBar(total).update_absolute(number, total)
+
+
+def finish(events: Generator[Joined, None, None]) -> None:
+    """Let a film be written to its end; progress is shown, and the host may cancel, after every frame.
+
+    Closing `events` when the host's interrupt goes through takes away what was written of the film.
+    """
+    with closing(events):
+        for event in events:
+            show_progress(event.number, event.total)
 
 
 def _preview(event: Update) -> tuple[str, Any, int] | None:

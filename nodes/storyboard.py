@@ -51,7 +51,7 @@ class KSGenSaveStoryboard(io.ComfyNode):
             node_id="KSGenSaveStoryboard",
             display_name="Save Storyboard",
             category=sockets.CATEGORY,
-            description="Saves plan, key images, clips, sheet and film into a folder of ComfyUI's output folder.",
+            description="Saves plan, key images, clips, sheet, and the film with chapters and subtitles into a folder.",
             search_aliases=["export storyboard", "save clips", "save plan", "write storyboard"],
             is_output_node=True,
             inputs=[
@@ -74,13 +74,13 @@ class KSGenSaveStoryboard(io.ComfyNode):
     def execute(
         cls, plan: Plan, key_images: torch.Tensor, clips: tuple[Clip, ...], filename_prefix: str
     ) -> io.NodeOutput:
-        from ..ksgen_core.storyboard import SHEET, save
+        from ..ksgen_core.storyboard import SHEET, saving
         from ..ksgen_core.types import Storyboard
 
         check_key_images(plan, key_images)
         check_clips(plan, clips)
         folder = host.output_folder(filename_prefix)
-        save(Storyboard(plan, tuple(key_images.float().cpu()), clips), folder)
+        host.finish(saving(Storyboard(plan, tuple(key_images.float().cpu()), clips), folder))
         return io.NodeOutput(str(folder), ui=ui.SavedImages([host.saved_file(folder / SHEET)]))
 
 
