@@ -42,8 +42,14 @@ class HostGraph:
         return is_output(class_type)
 
     def required(self, node: Node) -> set[str]:
-        declared, _, _ = _io.get_finalized_class_inputs(node_class(node).INPUT_TYPES(), node["inputs"])
-        return set(declared.get("required", {}))
+        return set(_declared(node).get("required", {}))
+
+    def steps_of(self, node: Node, name: str) -> tuple[int, int, int] | None:
+        declared = _declared(node)
+        kind, *options = {**declared.get("required", {}), **declared.get("optional", {})}.get(name, ("",))
+        if kind != "INT" or not options or not {"min", "max", "step"} <= options[0].keys():
+            return None
+        return options[0]["min"], options[0]["max"], options[0]["step"]
 
     def fingerprint(self, node_id: str, node: Node) -> Any:
         """As the host's cache asks for it: of the constants alone. A node that fails at that always changes."""
@@ -93,6 +99,12 @@ def node_classes() -> dict[str, Any]:
 
 def node_class(node: Node) -> Any:
     return node_classes()[node["class_type"]]
+
+
+def _declared(node: Node) -> dict[str, Any]:
+    """The inputs that a node has, required and optional, with those that its values bring forth."""
+    declared, _, _ = _io.get_finalized_class_inputs(node_class(node).INPUT_TYPES(), node["inputs"])
+    return declared
 
 
 def is_output(class_type: str) -> bool:

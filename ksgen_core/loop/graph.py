@@ -62,6 +62,10 @@ class Graph(Protocol):
         """The inputs that the node cannot do without."""
         ...
 
+    def steps_of(self, node: Node, name: str) -> tuple[int, int, int] | None:
+        """Which whole numbers an input takes: the least, the greatest, and the distance between two; None if any."""
+        ...
+
     def fingerprint(self, node_id: str, node: Node) -> Any:
         """What the node says of what it reads beside its inputs, as JSON; None if nothing, or `ALWAYS`."""
         ...
@@ -236,6 +240,23 @@ def copy_body(graph: Graph, body: Body, prefix: str, values: Mapping[str, Any], 
             "Connect it to 'Step Loop Start', or let your nodes do without."
         )
     return Copy(nodes, (result[0], int(result[1])), {name: name[len(prefix) :] for name in nodes})
+
+
+def check_frames(graph: Graph, body: Body, frames: Mapping[int, int]) -> None:
+    """Raise `KSGenError` if a node of the body cannot make the frame count of a step (number from 0)."""
+    for one in body.nodes:
+        node = graph.node(one)
+        for name, source, slot in links(node):
+            if source != body.start or OUTPUTS[slot] != "frames" or not (taken := graph.steps_of(node, name)):
+                continue
+            least, most, distance = taken
+            for step, count in frames.items():
+                if not least <= count <= most or (count - least) % distance:
+                    raise KSGenError(
+                        f"{node['class_type']} takes {least}, {least + distance}, {least + 2 * distance} and so on, at "
+                        f"most {most}, as its {name}, but step {step + 1} would have {count} frames. Set the frame "
+                        f"step of 'Step Loop Start' to {distance}, or other seconds."
+                    )
 
 
 def _missing(nodes: Mapping[str, Node], left_out: set[str], originals: Mapping[str, Node]) -> dict[str, set[str]]:

@@ -11,7 +11,7 @@ from ..cache import Result, ResultCache
 from ..errors import KSGenError
 from ..types import KeyStep, Plan, with_seeds
 from . import keys
-from .graph import LOOP, PICTURES, STEP, Body, Copy, Graph, copy_body, used_outputs
+from .graph import LOOP, PICTURES, STEP, Body, Copy, Graph, check_frames, copy_body, used_outputs
 from .settings import COUNTED_SEED, KEY_IMAGES, LoopSettings, chosen_steps
 
 if TYPE_CHECKING:
@@ -125,6 +125,7 @@ def look_up(
     """
     chosen = chosen_steps(loop.settings.steps, len(loop.plan.steps))
     signatures, used = keys.Signatures(graph, once), used_outputs(graph, body)
+    check_frames(graph, body, {k: loop.settings.frames(loop.plan.steps[k].seconds) for k in sorted(chosen)})
     first = loop.picture("image", 0)
     start = keys.picture_digest(first) if first is not None else ""
     runs: list[StepRun] = []

@@ -215,12 +215,20 @@ def test_a_server_that_is_killed_loses_only_the_step_in_work(tmp_path: Path, see
         ({"end": {"result": ["picture", 0]}}, "uses nothing of a step"),
         ({"draw": {"text": "always the same"}, "noise": {"seed": 1, "image": ["draw", 0]}}, "uses nothing of a step"),
         ({"start": {"steps": "two"}}, "'two' is no step"),
+        ({"ltx": {"length": ["start", 12]}}, "EmptyLTXVLatentVideo takes 1, 9, 17 and so on"),
         ({"start": {"steps": "4-7"}}, "the plan has the steps 1 to 6"),
         ({"start": {"makes": "key images", "image": ["two", 0]}}, "One initial picture"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_runs(looping: Server, changes: dict, words: str):
+    ltx = changes.pop("ltx", None)
     prompt = loop(**changes)
+    if ltx:
+        sizes = {"width": 64, "height": 64, "batch_size": 1}
+        prompt["ltx"] = node("EmptyLTXVLatentVideo", **sizes, **ltx)
+        prompt["end"]["inputs"]["result"] = ["decoded", 0]
+        prompt["decoded"] = node("VAEDecode", samples=["ltx", 0], vae=["vae", 0])
+        prompt["vae"] = node("VAELoader", vae_name="pixel_space")
     prompt["two"] = node("EmptyImage", width=64, height=48, batch_size=2, color=0)
     ran = run_counting(looping, prompt)
     (error,) = [details for kind, details in ran.messages if kind == "execution_error"]
