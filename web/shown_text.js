@@ -1,7 +1,7 @@
-// Shows on the node itself what a planning node says, and lets "Edit Plan" take the plan's lines over to change them.
+// Shows on the node itself what a node of ours says, and lets "Edit Plan" take the plan's lines over to change them.
 import { app } from "../../scripts/app.js";
 
-const SHOWING = ["KSGenEditPlan", "KSGenRetrieveExamples"];
+const SHOWING = ["KSGenEditPlan", "KSGenRetrieveExamples", "KSGenStepLoopEnd"];
 
 app.registerExtension({
   name: "ksgen.shownText",

@@ -27,6 +27,12 @@ IDS = [
     "KSGenEditPlan",
     "KSGenPlanPrompt",
     "KSGenPlanFromReply",
+    "KSGenStepLoopStart",
+    "KSGenStepLoopEnd",
+    "KSGenClipFrames",
+    "KSGenLoopStep",
+    "KSGenLoopKeep",
+    "KSGenLoopNext",
     "KSGenExportPage",
     "KSGenSaveWebP",
 ]
