@@ -76,12 +76,16 @@ class ResultCache:
             except (FileNotFoundError, NotADirectoryError):
                 return None
             except Damaged as damage:
-                # It may just have been exchanged, so what was taken away is looked at once more.
-                if self._remove(folder, lambda aside: is_damaged(aside, key)):
-                    log.warning("The result of %s was damaged (%s); it is made again.", damage.step, damage)
+                try:
+                    # It may just have been exchanged, so what was taken away is looked at once more.
+                    removed = self._remove(folder, lambda aside: is_damaged(aside, key))
+                except OSError as error:
+                    log.warning(
+                        "%s, the result of %s, is damaged (%s) but stays: %s", folder, damage.step, damage, error
+                    )
                     return None
-                if os.path.lexists(folder) and is_damaged(folder, key):
-                    log.warning("%s, the result of %s, is damaged (%s) but stays.", folder, damage.step, damage)
+                if removed:
+                    log.warning("The result of %s was damaged (%s); it is made again.", damage.step, damage)
                     return None
         return None
 
@@ -171,8 +175,9 @@ class ResultCache:
                 # A time in the future, of a clock that was wrong, counts as long ago.
                 if folder.name in stays or abs(time.time() - used) < GRACE:
                     continue
-                if self._remove(folder, lambda aside, used=used: used_at(aside) == used):
-                    freed += size
+                with suppress(OSError):  # somebody reads it
+                    if self._remove(folder, lambda aside, used=used: used_at(aside) == used):
+                        freed += size
         for path in self._pointers():
             # A locked step's stays: its result may be on the way back into its place, see `_remove`.
             if (pointed := _pointed(path)) and not pointed[1] and _is_old(path):
@@ -211,9 +216,10 @@ class ResultCache:
         freed, gone = 0, set()
         for folder in folders:
             size = size_of(folder)
-            if folder.name not in stays and self._remove(folder, lambda _: True):
-                freed += size
-                gone.add(folder.name)
+            with suppress(OSError):  # somebody reads it
+                if folder.name not in stays and self._remove(folder, lambda _: True):
+                    freed += size
+                    gone.add(folder.name)
         for path in self._pointers():
             if (pointed := _pointed(path)) and pointed[0] in gone:
                 delete(path)
@@ -251,12 +257,15 @@ class ResultCache:
         return [path for path in paths if path.suffix == ".json" and _HEX.fullmatch(path.stem)]
 
     def _remove(self, folder: Path, still: Callable[[Path], bool]) -> bool:
-        """Take a result away if `still` says so of what was taken. False: it stays, or was gone already."""
+        """Take a result away if `still` says so of what was taken. False: it stays, or was gone already.
+
+        Raises `OSError` if it cannot be moved.
+        """
         aside = folder.parent / f".removed-{secrets.token_hex(8)}"
         try:
             os.utime(folder)  # by its age a sweeping process knows that somebody is at it
             patiently(os.rename, folder, aside)
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
         taken = False
         try:

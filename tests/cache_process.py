@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -92,6 +94,23 @@ def rewrite(cache: ResultCache, name: str, times: str) -> None:
         cache.keep(key_of(name), writing(payload(random.randrange(300_000))), ABOUT)
 
 
+def exchange(cache: ResultCache, name: str, times: str) -> None:
+    """Two results take turns under one key, as fast as folders can be moved."""
+    spare = [cache.root / f"spare-{number}" for number in range(2)]
+    for folder in spare:
+        kept = cache.keep(key_of(name), writing(payload(random.randrange(100_000))), ABOUT).folder
+        shutil.copytree(kept, folder)
+        cache.clear([key_of(name)])
+    turns = [cache.root / f"turn-{number}" for number in range(2)]
+    for number in range(int(times)):
+        if not turns[number % 2].exists():  # a reader that took it for damaged found its place taken
+            shutil.copytree(spare[number % 2], turns[number % 2])
+        with suppress(FileNotFoundError):
+            os.rename(kept, turns[1 - number % 2])
+        with suppress(OSError):
+            os.rename(turns[number % 2], kept)
+
+
 def trim_until(cache: ResultCache, there: str) -> None:
     """Evict whatever may go, again and again, until a file is there."""
     cache.limit_bytes = 0
@@ -111,7 +130,7 @@ def fill_under_limit(cache: ResultCache, limit: str) -> None:
         print(error)
 
 
-ROLES = (stop_half_way, keep_for_ever, race, rewrite, trim_until, fill_under_limit)
+ROLES = (stop_half_way, keep_for_ever, race, rewrite, exchange, trim_until, fill_under_limit)
 
 if __name__ == "__main__":
     print("begun", flush=True)

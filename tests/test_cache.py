@@ -145,14 +145,6 @@ def test_a_result_holds_plain_files(cache, tmp_path):
         keep(cache, 2).file("../x")
 
 
-def test_a_file_that_may_only_be_read_is_taken(cache, tmp_path):
-    (tmp_path / "clip.mp4").write_bytes(b"video")
-    (tmp_path / "clip.mp4").chmod(0o444)
-    cache.keep(key_of(1), lambda folder: {"file": shutil.copy(tmp_path / "clip.mp4", folder)}, ABOUT)
-    assert cache.find(key_of(1)).file("clip.mp4").read_bytes() == b"video"
-    assert cache.clear() > 0 and cache.entries() == []
-
-
 def test_the_least_recently_used_go_first(cache):
     sizes = {name: keep(cache, name, os.urandom(1000)).bytes for name in "abcd"}
     for days, name in enumerate("badc", 2):

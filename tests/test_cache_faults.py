@@ -346,6 +346,50 @@ def without_rights(call: Callable[[], None]) -> None:
 
 
 @posix
+def test_a_file_that_may_only_be_read_is_taken():
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o777)
+        source, cache = Path(place) / "clip.mp4", ResultCache(Path(place) / "results")
+        source.write_bytes(b"video")
+        source.chmod(0o444)
+
+        def use() -> None:
+            cache.keep(key_of(1), lambda folder: {"file": shutil.copy(source, folder)}, ABOUT)
+            assert cache.find(key_of(1)).file("clip.mp4").read_bytes() == b"video"
+            assert cache.clear() > 0 and cache.entries() == [] and leftovers(cache.root) == []
+
+        without_rights(use)
+
+
+@posix
+def test_a_file_that_may_not_be_read_is_not_served_and_stays():
+    with tempfile.TemporaryDirectory() as place:
+        cache = ResultCache(Path(place) / "results")
+        paths = [keep(cache, number).folder / name for number, name in enumerate(("clip.mkv", "entry.json"))]
+        folders = [Path(place), *(path for path in Path(place).rglob("*") if path.is_dir())]
+
+        def use() -> None:
+            for number in range(2):
+                assert cache.find(key_of(number)) is None
+                with pytest.raises(KSGenError, match="cannot be written"):
+                    keep(cache, number)
+            assert {key: what for key, what in cache.verify()} == {
+                key_of(number): f"{path.name}: Permission denied" for number, path in enumerate(paths)
+            }
+
+        try:
+            for path in paths:
+                path.chmod(0)
+            for folder in folders:
+                folder.chmod(0o555)
+            without_rights(use)
+        finally:
+            for path in (*folders, *paths):
+                path.chmod(0o755)
+        assert all(cache.find(key_of(number)) for number in range(2))
+
+
+@posix
 def test_a_folder_that_may_only_be_read_serves_and_says_why_it_takes_nothing():
     with tempfile.TemporaryDirectory() as place:
         cache = ResultCache(Path(place) / "results", 0)
@@ -447,6 +491,29 @@ def test_who_reads_while_another_removes_and_rewrites_gets_the_one_or_the_other(
     assert len(served) > 2
     assert caplog.records == []  # nothing whole was taken for damaged
     assert cache.verify() == [] and leftovers(cache.root) == []
+
+
+def test_what_is_exchanged_while_it_is_read_is_not_taken_for_damaged(cache, caplog):
+    process = started("exchange", cache.root, "a", 4000)
+    served = set()
+    while process.poll() is None:
+        if result := cache.find(key_of("a")):
+            served.add(result.facts["bytes"])
+    assert process.returncode == 0 and len(served) == 2
+    assert [record.getMessage() for record in caplog.records] == []
+
+
+def test_a_removal_that_goes_on_is_no_leftover(cache):
+    """A process that sweeps up sees an old folder under a name of old leftovers."""
+    folder = keep(cache, 1).folder
+    os.utime(folder, (0, 0))
+
+    def still(aside: Path) -> bool:
+        cache.trim()
+        assert is_whole((aside / "clip.mkv").read_bytes())
+        return False
+
+    assert not cache._remove(folder, still) and cache.find(key_of(1))
 
 
 def test_what_was_found_is_not_evicted_by_another_process_in_the_same_moment(cache, tmp_path):
