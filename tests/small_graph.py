@@ -1,0 +1,206 @@
+"""A small graph that is no host's: nodes in a dict, a table of made-up classes that really make pictures.
+
+`SmallGraph` tells the loop of its nodes as a host would, `run_loop` runs what a loop asks for, in order, and keeps it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ksgen_core.cache import ResultCache
+from ksgen_core.loop import results
+from ksgen_core.loop.graph import ALWAYS, END, OUTPUTS, PICTURES, START, STEP, Node, find_body
+from ksgen_core.loop.run import Loop, StepRun, look_up
+from ksgen_core.loop.settings import KEY_IMAGES
+
+
+def colour(*made_from: Any) -> Any:
+    """A colour `[3]` that stands for what it is made from."""
+    import torch
+
+    return torch.tensor(list(hashlib.sha256(json.dumps(made_from).encode()).digest()[:3])) / 255
+
+
+def paint(image: Any, text: str = "", seed: int = 0, strength: float = 0.5, model: Any = "", **more: Any) -> Any:
+    """Pictures `[F, H, W, 3]` with a tint of everything that was said."""
+    return image * (1 - strength) + strength * colour(text, seed, model, sorted(more.items()))
+
+
+def blend(a: Any, b: Any = None) -> Any:
+    return a if b is None else (a[-1:] + b[-1:]) / 2
+
+
+def repeat(image: Any, amount: int) -> Any:
+    """`amount` frames that grow darker."""
+    import torch
+
+    return image[-1:] * torch.linspace(1, 0.5, amount)[:, None, None, None]
+
+
+def picture(shade: float, side: int = 16) -> Any:
+    import torch
+
+    return torch.linspace(0, shade, side * side * 3).reshape(1, side, side, 3)
+
+
+@dataclass(frozen=True)
+class NodeClass:
+    """What a node of a class needs, what it says of itself, and what it does.
+
+    `reads` is the input that names a file whose content is the node's fingerprint.
+    """
+
+    does: Callable[..., Any] = lambda **inputs: None
+    required: frozenset[str] = frozenset()
+    output: bool = False
+    reads: str = ""
+    changes: bool = False
+    knows_its_id: bool = False
+
+
+def needs(*names: str) -> frozenset[str]:
+    return frozenset(names)
+
+
+CLASSES = {
+    START: NodeClass(required=needs("plan")),
+    END: NodeClass(required=needs("loop", "result"), output=True),
+    "Plan": NodeClass(),
+    "Picture": NodeClass(picture, needs("shade")),
+    "Model": NodeClass(lambda name: f"model {name}", needs("name")),
+    "Paint": NodeClass(paint, needs("image")),
+    "Tint": NodeClass(paint, needs("image")),
+    "Blend": NodeClass(blend, needs("a")),
+    "Repeat": NodeClass(repeat, needs("image", "amount")),
+    "LoadPicture": NodeClass(picture, needs("name"), reads="name"),
+    "Dice": NodeClass(paint, needs("image"), changes=True),
+    "Stamp": NodeClass(paint, needs("image"), knows_its_id=True),
+    "Save": NodeClass(required=needs("images"), output=True),
+    "Join": NodeClass(required=needs("clips")),
+}
+
+
+def node(class_type: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": class_type, "inputs": inputs}
+
+
+def out(name: str, start: str = "start") -> list[Any]:
+    """A link to an output of the start of a loop."""
+    return [start, OUTPUTS.index(name)]
+
+
+@dataclass
+class SmallGraph:
+    """Nodes by id; `read` are the contents of files that nodes read, `models` the identities of model files."""
+
+    nodes: dict[str, dict[str, Any]]
+    read: dict[str, Any] = field(default_factory=dict)
+    models: dict[str, Any] = field(default_factory=dict)
+
+    def ids(self) -> Iterable[str]:
+        return list(self.nodes)
+
+    def node(self, node_id: str) -> Node:
+        return self.nodes[node_id]
+
+    def is_output(self, class_type: str) -> bool:
+        return CLASSES[class_type].output
+
+    def required(self, node: Node) -> set[str]:
+        return set(CLASSES[node["class_type"]].required)
+
+    def fingerprint(self, node_id: str, node: Node) -> Any:
+        kind = CLASSES[node["class_type"]]
+        return ALWAYS if kind.changes else self.read.get(node["inputs"].get(kind.reads))
+
+    def files(self, text: str) -> list[Any]:
+        return [self.models[text]] if text in self.models else []
+
+    def knows_its_id(self, class_type: str) -> bool:
+        return CLASSES[class_type].knows_its_id
+
+    def changed(self, node_id: str, class_type: str | None = None, **inputs: Any) -> SmallGraph:
+        """The same graph with another class or other inputs for one node."""
+        old = self.nodes[node_id]
+        new = node(class_type or old["class_type"], **{**old["inputs"], **inputs})
+        return SmallGraph({**self.nodes, node_id: new}, self.read, self.models)
+
+
+def loop_graph(body: Mapping[str, dict[str, Any]], result: list[Any], **outside: dict[str, Any]) -> SmallGraph:
+    """A graph with one loop of that body; nodes outside may be given in addition."""
+    return SmallGraph(
+        {
+            "plan": node("Plan"),
+            "start": node(START, plan=["plan", 0]),
+            **outside,
+            **body,
+            "end": node(END, loop=out("loop"), result=result),
+            "film": node("Join", clips=["end", 0]),
+        }
+    )
+
+
+def run_node(nodes: Mapping[str, Node], graph: SmallGraph, link: list[Any], step: Callable[[Node], list[Any]]) -> Any:
+    """What comes out of a node, everything before it run first. `step` gives the pictures of a step."""
+    made = nodes[link[0]] if link[0] in nodes else graph.node(link[0])
+    if made["class_type"] == STEP:
+        return step(made)[link[1]]
+    linked = {k: v for k, v in made["inputs"].items() if isinstance(v, list)}
+    inputs = {**made["inputs"], **{k: run_node(nodes, graph, v, step) for k, v in linked.items()}}
+    if made["class_type"] == "LoadPicture":
+        inputs = {"shade": graph.read[inputs["name"]]}
+    return CLASSES[made["class_type"]].does(**inputs)
+
+
+_once = itertools.count()
+
+
+def look(graph: SmallGraph, loop: Loop, cache: ResultCache) -> list[StepRun]:
+    """Every step of the only loop of a graph."""
+    return look_up(graph, find_body(graph, "start", "end"), loop, cache, lambda: f"run {next(_once)}")[0]
+
+
+def run_loop(graph: SmallGraph, loop: Loop, cache: ResultCache, stop_after: int = 99) -> tuple[list[int], list[Any]]:
+    """Run the steps whose result is missing, at most `stop_after`.
+
+    Gives the numbers (from 1) of the steps that ran, and the frames of every step, or None where there are none.
+    """
+
+    def step_pictures(inputs: Mapping[str, Any]) -> list[Any]:
+        wanted, number, carried = json.loads(inputs["digests"]), inputs["number"], inputs["carried"]
+        given = {name: loop.picture(name, number) for name in PICTURES}
+        if carried:
+            kept = cache.find(carried)
+            assert kept is not None, "the step before must have been kept"
+            frames = results.frames_of(kept)
+            given |= {"previous": frames[-1:], "previous_frames": frames}
+        return [given[name] if name in wanted else None for name in PICTURES]
+
+    runs, ran = look(graph, loop, cache), []
+    for run in runs:
+        if run.there or not run.wanted or len(ran) == stop_after or cache.find(run.key):
+            continue
+        made = run_node(run.copy.nodes, graph, list(run.copy.result), lambda found: step_pictures(found["inputs"]))
+
+        def write(folder: Any, made: Any = made) -> dict[str, Any]:
+            if loop.settings.makes == KEY_IMAGES:
+                return results.write_picture(folder, made[0])
+            return results.write_frames(folder, made, loop.settings.fps)
+
+        step = loop.plan.steps[run.number]
+        cache.keep(run.key, write, {"step": run.number + 1, "text": step.text})
+        cache.remember(run.address, run.key, step.lock)
+        ran.append(run.number + 1)
+    found = [run.given if run.given is not None else cache.find(run.key) for run in runs]
+    return ran, [results.frames_of(one) if hasattr(one, "facts") else one for one in found]
+
+
+def classes_of(nodes: Mapping[str, Node]) -> Counter[str]:
+    """How many nodes of each class there are."""
+    return Counter(one["class_type"] for one in nodes.values())

@@ -1,0 +1,305 @@
+"""The body of a loop: what belongs to it, its copies with a step's values, and what is left out where a picture is
+missing. Neither torch nor a host is needed for it."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import pytest
+from small_graph import SmallGraph, loop_graph, node, out
+
+from ksgen_core.errors import KSGenError
+from ksgen_core.loop.graph import END, OUTPUTS, PICTURES, START, Body, Copy, copy_body, find_body, find_loops, is_link
+from ksgen_core.loop.graph import used_outputs as used
+
+VALUES: dict[str, Any] = {name: f"<{name}>" for name in OUTPUTS} | {"seed": 7, "frames": 17, "is_first": False}
+VALUES |= {name: ["step", slot] for slot, name in enumerate(PICTURES)} | {"loop": None}
+
+
+def body_of(graph: SmallGraph) -> Body:
+    return find_body(graph, "start", "end")
+
+
+def copied(graph: SmallGraph, *absent: str, step: int = 0) -> Copy:
+    """The copy for a step that has everything but the absent pictures."""
+    return copy_body(graph, body_of(graph), "end.1.", VALUES | dict.fromkeys(absent), step)
+
+
+CHAIN = {
+    "paint": node("Paint", image=out("image"), text=out("text"), strength=0.5),
+    "frames": node("Repeat", image=["paint", 0], amount=out("frames")),
+}
+
+
+# --- what belongs to the body ---------------------------------------------------------------------------------------
+
+
+def test_a_chain_is_the_body_and_nothing_before_the_start_or_after_the_end():
+    body = body_of(loop_graph(CHAIN, ["frames", 0], model=node("Model", name="m")))
+    assert body == Body("start", "end", ("paint", "frames"), ("frames", 0), ())
+
+
+def test_a_diamond_is_in_the_body_once():
+    graph = loop_graph(
+        {
+            "left": node("Paint", image=["top", 0]),
+            "bottom": node("Blend", a=["left", 0], b=["right", 0]),
+            "right": node("Tint", image=["top", 0]),
+            "top": node("Paint", image=out("key_image")),
+        },
+        ["bottom", 0],
+    )
+    assert body_of(graph).nodes == ("left", "bottom", "right", "top")
+
+
+def test_loaders_stay_outside_however_many_nodes_share_them():
+    graph = loop_graph(
+        {
+            "one": node("Paint", image=out("image"), text=out("text"), model=["model", 0]),
+            "two": node("Paint", image=["one", 0], model=["model", 0]),
+        },
+        ["two", 0],
+        model=node("Model", name="m"),
+    )
+    graph.nodes["elsewhere"] = node("Paint", image=["picture", 0], model=["model", 0])
+    graph.nodes["picture"] = node("Picture", shade=0.5)
+    assert body_of(graph).nodes == ("one", "two")
+
+
+def test_previews_and_saves_run_with_the_body_and_bring_what_is_before_them():
+    sides = {
+        "bright": node("Tint", image=["paint", 0]),
+        "show": node("Save", images=["bright", 0]),
+        "unused": node("Tint", image=["paint", 0]),
+    }
+    body = body_of(loop_graph({**CHAIN, **sides}, ["frames", 0]))
+    assert body.nodes == ("paint", "frames", "bright", "show") and body.sides == ("show",)
+
+
+def test_what_hangs_on_the_start_and_on_the_end_is_behind_the_loop():
+    graph = loop_graph(CHAIN, ["frames", 0])
+    graph.nodes["both"] = node("Blend", a=["end", 1], b=out("image"))
+    graph.nodes["save"] = node("Save", images=["both", 0])
+    assert body_of(graph).nodes == ("paint", "frames")
+
+
+def test_the_start_alone_can_be_the_result():
+    body = body_of(loop_graph({}, out("key_image")))
+    assert body.nodes == () and used(SmallGraph({}), body) == {"key_image"}
+    copy = copied(loop_graph({}, out("key_image")))
+    assert copy == Copy({}, ("step", 0), {})
+
+
+def test_used_outputs_are_those_of_the_result_and_of_the_sides():
+    graph = loop_graph({**CHAIN, "show": node("Save", images=out("next_key_image"))}, ["frames", 0])
+    assert used(graph, body_of(graph)) == {"image", "text", "frames", "next_key_image"}
+
+
+@pytest.mark.parametrize("link", [out("image"), out("fps"), out("count"), ["picture", 0]], ids=str)
+def test_a_result_that_is_the_same_for_every_step_is_refused(link):
+    graph = loop_graph({"paint": node("Paint", image=link)}, ["paint", 0], picture=node("Picture", shade=0.5))
+    graph.nodes["show"] = node("Save", images=out("key_image"))  # a preview that does use the step changes nothing
+    with pytest.raises(KSGenError, match="uses nothing of a step"):
+        body_of(graph)
+
+
+@pytest.mark.parametrize("name", sorted(set(OUTPUTS) - {"loop", "image", "fps", "count"}))
+def test_any_other_output_makes_a_body(name):
+    assert body_of(loop_graph({"paint": node("Paint", image=out(name))}, ["paint", 0])).nodes == ("paint",)
+
+
+@pytest.mark.parametrize("result", [None, "frames", 3, ["frames"]])
+def test_an_end_without_a_result_is_refused(result):
+    graph = loop_graph(CHAIN, ["frames", 0])
+    graph.nodes["end"] = node(END, loop=out("loop"), **({} if result is None else {"result": result}))
+    with pytest.raises(KSGenError, match="has no result"):
+        body_of(graph)
+
+
+def test_a_chain_of_thousands_is_found_and_copied():
+    links = {f"n{i}": node("Paint", image=[f"n{i - 1}", 0] if i else out("text")) for i in range(3000)}
+    copy = copied(loop_graph(links, ["n2999", 0]))
+    assert len(copy.nodes) == 3000 and copy.result == ("end.1.n2999", 0)
+
+
+# --- several loops --------------------------------------------------------------------------------------------------
+
+
+def two_loops(**changes: dict[str, Any]) -> SmallGraph:
+    """A loop that makes key images, then one that makes clips of them."""
+    nodes = {
+        "plan": node("Plan"),
+        "draw": node(START, plan=["plan", 0]),
+        "paint": node("Paint", image=out("previous", "draw"), text=out("text", "draw")),
+        "drawn": node(END, loop=["draw", 0], result=["paint", 0]),
+        "start": node(START, plan=["drawn", 2], key_images=["drawn", 1]),
+        "frames": node("Repeat", image=out("key_image"), amount=out("frames")),
+        "end": node(END, loop=["start", 0], result=["frames", 0]),
+    }
+    return SmallGraph(nodes | changes)
+
+
+def test_two_loops_one_after_the_other_each_have_their_own_body():
+    graph = two_loops()
+    assert find_loops(graph) == {"draw": "drawn", "start": "end"}
+    assert find_body(graph, "draw", "drawn").nodes == ("paint",) and body_of(graph).nodes == ("frames",)
+
+
+def test_two_ends_on_one_start_are_refused():
+    with pytest.raises(KSGenError, match="own start"):
+        find_loops(two_loops(other=node(END, loop=["start", 0], result=["frames", 0])))
+
+
+def test_an_end_without_a_loop_is_no_loop():
+    assert find_loops(SmallGraph({"end": node(END, result=["x", 0])})) == {}
+
+
+def nested(**changes: dict[str, Any]) -> SmallGraph:
+    """A loop inside another one's body."""
+    return loop_graph(
+        {
+            "inner": node(START, plan=["plan", 0], image=out("image")),
+            "draw": node("Paint", image=out("previous", "inner"), text=out("text", "inner"), seed=out("seed")),
+            "drawn": node(END, loop=["inner", 0], result=["draw", 0]),
+            "frames": node("Blend", a=["drawn", 1], b=out("key_image")),
+            **changes,
+        },
+        ["frames", 0],
+    )
+
+
+def test_a_whole_loop_inside_the_body_is_copied_with_it_and_is_a_loop_in_the_copy():
+    graph = nested()
+    assert body_of(graph).nodes == ("inner", "draw", "drawn", "frames")
+    assert find_body(graph, "inner", "drawn").nodes == ("draw",)
+    copy = copied(graph)
+    assert copy.nodes["end.1.drawn"] == node(END, loop=["end.1.inner", 0], result=["end.1.draw", 0])
+    both = SmallGraph({**graph.nodes, **copy.nodes})
+    assert find_loops(both) == {"start": "end", "inner": "drawn", "end.1.inner": "end.1.drawn"}
+    assert find_body(both, "end.1.inner", "end.1.drawn").nodes == ("end.1.draw",)
+
+
+def test_a_loop_that_is_not_whole_inside_the_body_is_refused():
+    with pytest.raises(KSGenError, match="has no 'Step Loop End' inside"):
+        body_of(nested(frames=node("Blend", a=["draw", 0], b=out("key_image")), drawn=node("Save", images=["draw", 0])))
+    with pytest.raises(KSGenError, match="belongs to a start outside"):
+        body_of(nested(inner=node(START, plan=["plan", 0])))
+
+
+def test_loops_that_cross_are_refused():
+    crossed = two_loops(
+        start=node(START, plan=["plan", 0]),
+        frames=node("Repeat", image=out("text", "draw"), amount=out("frames")),
+    )
+    with pytest.raises(KSGenError, match="belongs to a start outside"):
+        find_body(crossed, "draw", "drawn")
+
+
+# --- copies ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_copy_for_a_step_exactly():
+    body = {
+        "paint": node(
+            "Paint", image=out("key_image"), text=out("text"), seed=out("seed"), strength=0.5, model=["m", 1]
+        ),
+        "frames": node("Repeat", image=["paint", 2], amount=out("frames"), many=[1, 2, 3], text="['paint', 0]"),
+        "show": node("Save", images=["paint", 0], first=out("is_first")),
+    }
+    copy = copied(loop_graph(body, ["frames", 1], m=node("Model", name="m")))
+    assert copy == Copy(
+        {
+            "end.1.paint": node(
+                "Paint", image=["step", 0], text="<text>", seed=7, strength=0.5, model=["m", 1]
+            ),
+            "end.1.frames": node("Repeat", image=["end.1.paint", 2], amount=17, many=[1, 2, 3], text="['paint', 0]"),
+            "end.1.show": node("Save", images=["end.1.paint", 0], first=False),
+        },
+        ("end.1.frames", 1),
+        {"end.1.paint": "paint", "end.1.frames": "frames", "end.1.show": "show"},
+    )  # fmt: skip
+
+
+def test_copying_leaves_the_graph_as_it_was():
+    body = {**CHAIN, "blend": node("Blend", a=["frames", 0], b=out("next_key_image"))}
+    graph, same = loop_graph(body, ["blend", 0]), deepcopy(loop_graph(body, ["blend", 0]))
+    copied(graph)
+    copied(graph, "next_key_image")
+    assert graph == same
+
+
+def test_an_optional_input_without_its_picture_stays_empty():
+    graph = loop_graph({"blend": node("Blend", a=out("key_image"), b=out("next_key_image"))}, ["blend", 0])
+    assert copied(graph).nodes == {"end.1.blend": node("Blend", a=["step", 0], b=["step", 1])}
+    assert copied(graph, "next_key_image").nodes == {"end.1.blend": node("Blend", a=["step", 0])}
+
+
+def test_a_node_that_needs_the_picture_is_left_out_with_all_that_needs_it():
+    graph = loop_graph(
+        {
+            "blend": node("Blend", a=out("key_image"), b=["third", 0]),
+            "third": node("Tint", image=["second", 0]),
+            "second": node("Tint", image=["first", 0], text=out("text")),
+            "first": node("Paint", image=out("next_key_image")),
+            "show": node("Save", images=["second", 0]),
+        },
+        ["blend", 0],
+    )
+    assert len(copied(graph).nodes) == 5
+    copy = copied(graph, "next_key_image")
+    assert copy.nodes == {"end.1.blend": node("Blend", a=["step", 0])} and copy.origin == {"end.1.blend": "blend"}
+
+
+@pytest.mark.parametrize("class_type, left", [("Blend", True), ("Paint", False)])
+def test_whether_a_node_goes_depends_on_the_input_that_is_missing(class_type, left):
+    """Paint needs its image; a text that is missing it can do without. So does Blend with b, but not with a."""
+    inputs = {"a": out("key_image"), "b": out("next_key_image")}
+    if class_type == "Paint":
+        inputs = {"image": out("next_key_image"), "text": out("key_image")}
+    graph = loop_graph({"x": node(class_type, **inputs), "y": node("Blend", a=out("image"), b=["x", 0])}, ["y", 0])
+    graph.nodes["y"]["inputs"]["more"] = out("text")
+    copy = copied(graph, "next_key_image")
+    assert ("end.1.x" in copy.nodes) == left and ("b" in copy.nodes["end.1.y"]["inputs"]) == left
+
+
+def test_a_constant_that_is_none_was_never_a_picture():
+    graph = loop_graph({"paint": node("Paint", image=out("key_image"), text=None)}, ["paint", 0])
+    assert copied(graph, "next_key_image").nodes["end.1.paint"]["inputs"] == {"image": ["step", 0], "text": None}
+
+
+@pytest.mark.parametrize("tail", [0, 1, 40])
+def test_a_result_that_cannot_be_made_says_what_the_step_lacks(tail):
+    links = {f"n{i}": node("Tint", image=[f"n{i - 1}", 0]) for i in range(1, tail + 1)}
+    body = {"n0": node("Paint", image=out("next_key_image")), **links}
+    with pytest.raises(KSGenError, match=r"^Step 3 has no next key image, which"):
+        copied(loop_graph(body, [f"n{tail}", 0]), "next_key_image", step=2)
+
+
+def test_a_result_that_is_the_missing_picture_itself_says_so():
+    with pytest.raises(KSGenError, match="Step 1 has no key image, which"):
+        copied(loop_graph({}, out("key_image")), "key_image", "next_key_image")
+
+
+def test_the_sides_may_go_where_the_result_stays():
+    graph = loop_graph({**CHAIN, "show": node("Save", images=out("next_key_image"))}, ["frames", 0])
+    assert set(copied(graph, "next_key_image").nodes) == {"end.1.paint", "end.1.frames"}
+
+
+@pytest.mark.parametrize(
+    "value, link",
+    [
+        (["a", 0], True),
+        (["a", 1.0], True),
+        (["a", "b"], False),
+        ([1, 0], False),
+        (["a", 0, 0], False),
+        (["a"], False),
+        (("a", 0), False),
+        ({"a": 0}, False),
+        ("a", False),
+        (None, False),
+    ],
+)
+def test_links_are_what_the_host_takes_for_one(value, link):
+    assert is_link(value) == link
