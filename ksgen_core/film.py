@@ -10,6 +10,7 @@ The rules:
   every frame of every clip is there once.
 - In a cross-fade pictures and sound are mixed evenly from the one to the other, a picture by the middle of its time.
 - A chapter and its subtitle reach from the middle of one cross-fade to the middle of the next.
+- Pictures of H.264 files of one kind are not encoded again if nothing is to be done to them: `film_copy`.
 - A clip without sound is silent; the film has a sound track, 48 kHz stereo in AAC, if any of the clips has one.
 
 Frames are read, mixed and encoded one by one: of clips in files never more than two frames are held.
@@ -24,6 +25,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +33,7 @@ from . import subtitles
 from .checkpoints import atomically
 from .errors import KSGenError
 from .film_audio import SoundTrack, has_sound
+from .film_copy import can_copy, copied_packets, copied_stream
 from .film_pictures import Part, pictures
 from .types import Clip
 from .video import SMALL, as_rate, measure
@@ -146,7 +149,12 @@ def _encode(
     options = {"movflags": "faststart", "movie_timescale": str(ticks)}
     with ExitStack() as opened:
         file = opened.enter_context(av.open(path, "w", options=options))
-        video = _video_stream(file, size, rate)
+        if not settings.cross_fade and not settings.titles and can_copy(parts):
+            packets = copied_packets(copied_stream(file, parts[0]), parts)
+        else:
+            shown = pictures(parts, rate, total, size, texts if settings.titles else None)
+            packets = _encoded(_video_stream(file, size, rate), opened.enter_context(closing(shown)), rate)
+        opened.enter_context(closing(packets))
         sound = None
         if any(map(has_sound, parts)):
             sound = opened.enter_context(closing(SoundTrack(file, parts)))
@@ -155,19 +163,25 @@ def _encode(
             words = _subtitle_packets(file, cuts, texts, Fraction(1, ticks))
         if len(parts) > 1 or texts is not None:
             _set_chapters(file, cuts, texts, Fraction(1, ticks))
-        shown = opened.enter_context(closing(pictures(parts, rate, total, size, texts if settings.titles else None)))
         due = next(words, None)
-        for number, picture in enumerate(shown, 1):
-            file.mux(video.encode(_frame(picture, number - 1, rate)))
+        for number in range(1, total + 1):
+            file.mux(next(packets))
             while due is not None and due[0] < number / rate:
                 file.mux(due[1])
                 due = next(words, None)
             if sound is not None:
                 sound.write_until(number / rate)
             yield Joined(number, total)
-        file.mux(video.encode(None))
+        file.mux(list(chain.from_iterable(packets)))
         if sound is not None:
             sound.finish(parts[-1].end)
+
+
+def _encoded(stream: VideoStream, shown: Iterator[np.ndarray], rate: Fraction) -> Generator[list[Packet], None, None]:
+    """For each picture what the encoder has ready by then, at last the rest."""
+    for number, picture in enumerate(shown):
+        yield stream.encode(_frame(picture, number, rate))
+    yield stream.encode(None)
 
 
 def _video_stream(file: OutputContainer, size: tuple[int, int], rate: Fraction) -> VideoStream:

@@ -93,7 +93,7 @@ def open_clip(path: str | Path) -> Clip:
     Raises `KSGenError`, naming the file, if it is missing or no video.
     """
     path = Path(path)
-    with _opened(path) as (file, stream):
+    with opened(path) as (file, stream):
         fps = _rate(file, stream, path)
         _ = next(file.decode(stream))  # a file without a frame ends here
     return Clip(fps, lambda: read_video(path)[0], path)
@@ -119,7 +119,7 @@ def measure(clip: Clip) -> tuple[int, int, int]:
     if clip.path is None:
         count, height, width = clip.frames.shape[:3]
         return count, height, width
-    with _opened(clip.path) as (file, stream):
+    with opened(clip.path) as (file, stream):
         # What a cut left at the beginning for the decoder alone is in the file, but not shown.
         count = sum(packet.size > 0 and not packet.is_discard for packet in file.demux(stream))
         if not count:
@@ -135,7 +135,7 @@ def read_video(path: str | Path) -> tuple[torch.Tensor, float]:
     import torch
 
     path = Path(path)
-    with _opened(path) as (file, stream):
+    with opened(path) as (file, stream):
         fps = _rate(file, stream, path)
     arrays = list(_decoded(path))
     film = torch.empty(len(arrays), *arrays[0].shape)
@@ -148,7 +148,7 @@ def read_video(path: str | Path) -> tuple[torch.Tensor, float]:
 
 def _decoded(path: Path) -> Generator[np.ndarray, None, None]:
     """The frames of a video file, one at least, uint8 `[H, W, 3]`, one by one."""
-    with _opened(path) as (file, stream):
+    with opened(path) as (file, stream):
         if stream.height * stream.width <= SMALL:
             stream.codec_context.thread_count = 1
         frame = None
@@ -159,7 +159,7 @@ def _decoded(path: Path) -> Generator[np.ndarray, None, None]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+def opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """A video file and its first video stream. What FFmpeg says inside the `with` becomes a `KSGenError`."""
     import av
 
