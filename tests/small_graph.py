@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,13 +52,15 @@ def picture(shade: float, side: int = 16) -> Any:
 class NodeClass:
     """What a node of a class needs, what it says of itself, and what it does.
 
-    `reads` is the input that names a file whose content is the node's fingerprint.
+    `reads` is the input that names a file whose content is the node's fingerprint, `counts` are the whole numbers that
+    inputs take: least, greatest, distance.
     """
 
     does: Callable[..., Any] = lambda **inputs: None
     required: frozenset[str] = frozenset()
     output: bool = False
     reads: str = ""
+    counts: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     changes: bool = False
     knows_its_id: bool = False
 
@@ -78,6 +79,7 @@ CLASSES = {
     "Tint": NodeClass(paint, needs("image")),
     "Blend": NodeClass(blend, needs("a")),
     "Repeat": NodeClass(repeat, needs("image", "amount")),
+    "Film": NodeClass(repeat, needs("image", "amount"), counts={"amount": (1, 81, 4)}),
     "LoadPicture": NodeClass(picture, needs("name"), reads="name"),
     "Dice": NodeClass(paint, needs("image"), changes=True),
     "Stamp": NodeClass(paint, needs("image"), knows_its_id=True),
@@ -114,6 +116,9 @@ class SmallGraph:
 
     def required(self, node: Node) -> set[str]:
         return set(CLASSES[node["class_type"]].required)
+
+    def steps_of(self, node: Node, name: str) -> tuple[int, int, int] | None:
+        return CLASSES[node["class_type"]].counts.get(name)
 
     def fingerprint(self, node_id: str, node: Node) -> Any:
         kind = CLASSES[node["class_type"]]
@@ -197,10 +202,5 @@ def run_loop(graph: SmallGraph, loop: Loop, cache: ResultCache, stop_after: int 
         cache.keep(run.key, write, {"step": run.number + 1, "text": step.text})
         cache.remember(run.address, run.key, step.lock)
         ran.append(run.number + 1)
-    found = [run.given if run.given is not None else cache.find(run.key) for run in runs]
-    return ran, [results.frames_of(one) if hasattr(one, "facts") else one for one in found]
-
-
-def classes_of(nodes: Mapping[str, Node]) -> Counter[str]:
-    """How many nodes of each class there are."""
-    return Counter(one["class_type"] for one in nodes.values())
+    found = [cache.find(run.key) if run.given is None else None for run in runs]
+    return ran, [run.given if one is None else results.frames_of(one) for run, one in zip(runs, found, strict=True)]

@@ -10,8 +10,20 @@ import pytest
 from small_graph import SmallGraph, loop_graph, node, out
 
 from ksgen_core.errors import KSGenError
-from ksgen_core.loop.graph import END, OUTPUTS, PICTURES, START, Body, Copy, copy_body, find_body, find_loops, is_link
-from ksgen_core.loop.graph import used_outputs as used
+from ksgen_core.loop.graph import (
+    END,
+    OUTPUTS,
+    PICTURES,
+    START,
+    Body,
+    Copy,
+    check_frames,
+    copy_body,
+    find_body,
+    find_loops,
+    is_link,
+    used_outputs,
+)
 
 VALUES: dict[str, Any] = {name: f"<{name}>" for name in OUTPUTS} | {"seed": 7, "frames": 17, "is_first": False}
 VALUES |= {name: ["step", slot] for slot, name in enumerate(PICTURES)} | {"loop": None}
@@ -86,14 +98,14 @@ def test_what_hangs_on_the_start_and_on_the_end_is_behind_the_loop():
 
 def test_the_start_alone_can_be_the_result():
     body = body_of(loop_graph({}, out("key_image")))
-    assert body.nodes == () and used(SmallGraph({}), body) == {"key_image"}
+    assert body.nodes == () and used_outputs(SmallGraph({}), body) == {"key_image"}
     copy = copied(loop_graph({}, out("key_image")))
     assert copy == Copy({}, ("step", 0), {})
 
 
 def test_used_outputs_are_those_of_the_result_and_of_the_sides():
     graph = loop_graph({**CHAIN, "show": node("Save", images=out("next_key_image"))}, ["frames", 0])
-    assert used(graph, body_of(graph)) == {"image", "text", "frames", "next_key_image"}
+    assert used_outputs(graph, body_of(graph)) == {"image", "text", "frames", "next_key_image"}
 
 
 @pytest.mark.parametrize("link", [out("image"), out("fps"), out("count"), ["picture", 0]], ids=str)
@@ -284,6 +296,25 @@ def test_a_result_that_is_the_missing_picture_itself_says_so():
 def test_the_sides_may_go_where_the_result_stays():
     graph = loop_graph({**CHAIN, "show": node("Save", images=out("next_key_image"))}, ["frames", 0])
     assert set(copied(graph, "next_key_image").nodes) == {"end.1.paint", "end.1.frames"}
+
+
+def test_frame_counts_that_a_node_cannot_make_are_refused_and_say_which_it_takes():
+    graph = loop_graph({"clip": node("Film", image=out("key_image"), amount=out("frames"))}, ["clip", 0])
+    check_frames(graph, body_of(graph), {0: 1, 1: 5, 4: 81})
+    with pytest.raises(KSGenError, match=r"^Film takes 1, 5, 9 and so on, at most 81, as its amount, but step 3 would"):
+        check_frames(graph, body_of(graph), {0: 5, 2: 8})
+    with pytest.raises(KSGenError, match="step 1 would have 85 frames"):
+        check_frames(graph, body_of(graph), {0: 85})
+
+
+def test_frame_counts_of_nodes_that_take_any_or_a_constant_are_not_looked_at():
+    for body in (
+        {"clip": node("Repeat", image=out("key_image"), amount=out("frames"))},
+        {"clip": node("Film", image=out("key_image"), amount=5)},
+        {"clip": node("Film", image=out("key_image"), amount=out("number"))},
+    ):
+        graph = loop_graph(body, ["clip", 0])
+        check_frames(graph, body_of(graph), {0: 8})
 
 
 @pytest.mark.parametrize(

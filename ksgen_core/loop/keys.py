@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from .graph import ALWAYS, PICTURES, STEP, Copy, Graph, is_link
+from ..errors import KSGenError
+from .graph import ALWAYS, PICTURES, STEP, Copy, Graph, Link, Node, is_link, links
 
 if TYPE_CHECKING:
     import torch
@@ -29,9 +31,12 @@ def digest(data: Any) -> str:
 
 def picture_digest(picture: torch.Tensor) -> str:
     """SHA-256 of the values, the type and the shape of a picture or of frames."""
+    import torch
+
     array = picture.detach().cpu().contiguous()
     name = hashlib.sha256(f"{array.dtype} {tuple(array.shape)} ".encode())
-    name.update(array.view(-1).numpy().data if array.numel() else b"")
+    # NumPy does not know every type, but bytes.
+    name.update(array.view(-1).view(torch.uint8).numpy().data if array.numel() else b"")
     return name.hexdigest()
 
 
@@ -50,31 +55,71 @@ class Signatures:
         """Classes of the nodes that always change."""
 
     def of(self, copy: Copy) -> str:
-        """The digest of the copy's result."""
-        return digest(self._link([copy.result[0], copy.result[1]], copy, {}))
+        """The digest of the copy's result. Raises `KSGenError` if nodes before it wait for each other."""
+        inside: dict[str, str] = {}
+        known = ChainMap(inside, self._outside)
+        waiting, begun = [copy.result[0]], set()
+        # No recursion: a graph may be deeper than Python's stack.
+        while waiting:
+            node_id = waiting[-1]
+            node = self._node(node_id, copy)
+            sources = () if node_id in known or node["class_type"] == STEP else [one for _, one, _ in links(node)]
+            if missing := [one for one in sources if one not in known and self._node(one, copy)["class_type"] != STEP]:
+                begun.add(node_id)
+                if not begun.isdisjoint(missing):
+                    raise KSGenError(
+                        f"The node {node['class_type']} inside the loop waits for itself: its links run in a circle. "
+                        "Cut one of them."
+                    )
+                waiting += missing
+                continue
+            waiting.pop()
+            if node_id not in known and node["class_type"] != STEP:
+                (inside if node_id in copy.nodes else self._outside)[node_id] = self._digest(node_id, node, copy, known)
+        return digest(self._link(copy.result, copy, known))
 
-    def _link(self, link: list[Any], copy: Copy, inside: dict[str, str]) -> list[Any]:
-        node_id, slot = link[0], int(link[1])
-        node = copy.nodes.get(node_id) or self._graph.node(node_id)
+    def _node(self, node_id: str, copy: Copy) -> Node:
+        return copy.nodes.get(node_id) or self._graph.node(node_id)
+
+    def _digest(self, node_id: str, node: Node, copy: Copy, known: Mapping[str, str]) -> str:
+        """The digest of a node whose sources are known."""
+        inputs = [
+            [name, self._link((given[0], int(given[1])), copy, known) if is_link(given) else self._constant(given)]
+            for name, given in sorted(node["inputs"].items())
+        ]
+        original = copy.origin.get(node_id, node_id)
+        read = self._graph.fingerprint(original, node)
+        if read == ALWAYS:
+            self.always.add(node["class_type"])
+            read = self._once()
+        named = original if self._graph.knows_its_id(node["class_type"]) else None
+        try:
+            return digest([node["class_type"], named, read, inputs])
+        except TypeError:  # an object: other packs' loops put such into the nodes that they add to a graph
+            self.always.add(node["class_type"])
+            return digest(self._once())
+
+    def _link(self, link: Link, copy: Copy, known: Mapping[str, str]) -> list[Any]:
+        node_id, slot = link
+        node = self._node(node_id, copy)
         if node["class_type"] == STEP:
             return ["content", json.loads(node["inputs"]["digests"])[PICTURES[slot]]]
-        done = inside if node_id in copy.nodes else self._outside
-        if node_id not in done:
-            inputs = [
-                [name, self._link(given, copy, inside) if is_link(given) else self._constant(given)]
-                for name, given in sorted(node["inputs"].items())
-            ]
-            original = copy.origin.get(node_id, node_id)
-            read = self._graph.fingerprint(original, node)
-            if read == ALWAYS:
-                self.always.add(node["class_type"])
-                read = self._once()
-            named = original if self._graph.knows_its_id(node["class_type"]) else None
-            done[node_id] = digest([node["class_type"], named, read, inputs])
-        return ["node", done[node_id], slot]
+        return ["node", known[node_id], slot]
 
     def _constant(self, given: Any) -> list[Any]:
-        if isinstance(given, str) and given not in self._files:
-            self._files[given] = self._graph.files(given)
-        files = self._files[given] if isinstance(given, str) else []
-        return ["constant", given, *files]
+        found = {text: files for text in _texts(given) if (files := self._named(text))}
+        return ["constant", given, *([found] if found else [])]
+
+    def _named(self, text: str) -> list[Any]:
+        if text not in self._files:
+            self._files[text] = self._graph.files(text)
+        return self._files[text]
+
+
+def _texts(given: Any) -> Iterator[str]:
+    """The texts in a constant; some LoRA loaders, say, take an object for each of their rows."""
+    if isinstance(given, str):
+        yield given
+    elif isinstance(given, dict | list):
+        for one in given.values() if isinstance(given, dict) else given:
+            yield from _texts(one)
