@@ -24,9 +24,13 @@ def can_copy(parts: Sequence[Part]) -> bool:
     """Whether the packets of all clips, one after the other, are a film that every player shows frame by frame.
 
     For that they come from one encoder with the same settings, every clip can be decoded alone, and its pictures have
-    whole and even times.
+    whole and even times. PyAV before 15 writes such films without what a decoder needs.
     """
+    import av
+
     kinds = set()
+    if int(av.__version__.split(".")[0]) < 15:
+        return False
     for part in parts:
         kind = _kind(part)
         if kind is None or len(kinds | {kind}) > 1:

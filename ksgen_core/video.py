@@ -153,7 +153,8 @@ def _decoded(path: Path) -> Generator[np.ndarray, None, None]:
             stream.codec_context.thread_count = 1
         frame = None
         for frame in file.decode(stream):
-            yield frame.to_ndarray(format="rgb24")
+            # RGB has the full range anyway; if it is not named, PyAV before 17 takes BT.709 for BT.601.
+            yield frame.to_ndarray(format="rgb24", dst_color_range="JPEG")
         if frame is None:
             raise _no_frames(path)
 

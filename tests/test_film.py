@@ -214,6 +214,19 @@ def test_the_sound_fades_with_the_picture(tmp_path):
 # --------------------------------------------------------------------------------------- files and memory
 
 
+@pytest.mark.parametrize("colour", [(200, 30, 120), (255, 0, 0), (0, 255, 0), (10, 40, 220)])
+def test_colours_survive(tmp_path, colour):
+    """Reader and writer agree on the matrix, and it is the one that the file names."""
+    write_video(tmp_path / "film.mp4", [Clip.of(torch.tensor(colour).div(255).expand(3, 32, 32, 3), 8.0)])
+    frames, _ = read_video(tmp_path / "film.mp4")
+    assert (frames * 255 - torch.tensor(colour)).abs().max() < 4
+    with av.open(str(tmp_path / "film.mp4")) as file:
+        frame = next(file.decode(video=0))
+        red, green, blue = (value / 255 for value in colour)
+        luma = 16 + 219 * (0.2126 * red + 0.7152 * green + 0.0722 * blue)  # ITU-R BT.709
+        assert frame.colorspace == 1 and abs(bytes(frame.planes[0])[0] - luma) < 2
+
+
 def test_clips_in_files_of_any_kind_are_joined(tmp_path):
     write_lossless(tmp_path / "a.mkv", np.full((4, 32, 32, 3), 40, np.uint8), 8.0)
     write_video(tmp_path / "b.mp4", [grey_film([120] * 4, size=32)])
