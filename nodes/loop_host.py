@@ -52,21 +52,12 @@ class HostGraph:
         return options[0]["min"], options[0]["max"], options[0]["step"]
 
     def fingerprint(self, node_id: str, node: Node) -> Any:
-        """As the host's cache asks for it: of the constants alone. A node that fails at that always changes."""
-        from execution import IsChangedCache
-
-        alone = {"class_type": node["class_type"], "inputs": node["inputs"]}
-        asked = IsChangedCache("", _OneNode(node_id, alone), None).get(node_id)  # pyright: ignore[reportArgumentType]
-        try:
-            asked.send(None)
-        except StopIteration as done:
-            found = done.value
-        else:
-            asked.close()  # it waits for something else than its own constants
-            return ALWAYS
-        if found is False:
+        """As the host's cache asks for it: of the constants alone. A node that fails at that always changes, and so
+        does one that answers with the time or a random number, which asking twice shows."""
+        first = _ask(node_id, node)
+        if first is False:
             return None
-        return found if _is_plain(found) else ALWAYS
+        return first if _is_plain(first) and first == _ask(node_id, node) else ALWAYS
 
     def files(self, text: str) -> list[Any]:
         if not text or len(text) > 255 or "\n" in text or text.strip(". /\\") == "":
@@ -88,6 +79,20 @@ class _OneNode:
 
     def get_node(self, node_id: str) -> Node:
         return self._node
+
+
+def _ask(node_id: str, node: Node) -> Any:
+    """What the host's cache finds a node to say of what it reads; False if it says nothing."""
+    from execution import IsChangedCache
+
+    alone = {"class_type": node["class_type"], "inputs": node["inputs"]}
+    asked = IsChangedCache("", _OneNode(node_id, alone), None).get(node_id)  # pyright: ignore[reportArgumentType]
+    try:
+        asked.send(None)
+    except StopIteration as done:
+        return done.value
+    asked.close()
+    return ALWAYS  # it waits for something else than its own constants
 
 
 def node_classes() -> dict[str, Any]:
