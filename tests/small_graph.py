@@ -189,7 +189,11 @@ def run_loop(graph: SmallGraph, loop: Loop, cache: ResultCache, stop_after: int 
 
     runs, ran = look(graph, loop, cache), []
     for run in runs:
-        if run.there or not run.wanted or len(ran) == stop_after or cache.find(run.key):
+        if run.there or not run.wanted or len(ran) == stop_after:
+            continue
+        step = loop.plan.steps[run.number]
+        if cache.find(run.key):  # an equal step was made just now
+            cache.remember(run.address, run.key, step.lock)
             continue
         made = run_node(run.copy.nodes, graph, list(run.copy.result), lambda found: step_pictures(found["inputs"]))
 
@@ -198,7 +202,6 @@ def run_loop(graph: SmallGraph, loop: Loop, cache: ResultCache, stop_after: int 
                 return results.write_picture(folder, made[0])
             return results.write_frames(folder, made, loop.settings.fps)
 
-        step = loop.plan.steps[run.number]
         cache.keep(run.key, write, {"step": run.number + 1, "text": step.text})
         cache.remember(run.address, run.key, step.lock)
         ran.append(run.number + 1)

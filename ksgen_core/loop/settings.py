@@ -14,7 +14,7 @@ SAME_SEED = "the same for every step"
 COUNTED_SEED = "seed + step number"
 SEEDS = (SAME_SEED, COUNTED_SEED)
 
-_RANGE = re.compile(r"(\d+)(?:\s*-\s*(\d+))?")
+_RANGE = re.compile(r"(\d{1,9})(?:\s*-\s*(\d{1,9}))?")
 
 
 @dataclass(frozen=True)
