@@ -85,7 +85,8 @@ def packets(stream: SubtitleStream, spans: Sequence[Span], texts: Sequence[str])
     for start, end, text in _cues(spans, texts, tick):
         # A sample of timed text: its length in two bytes, then UTF-8 in which nothing has to be escaped.
         data = text.encode()[: 2**16 - 1].decode(errors="ignore").encode()
-        packet = av.Packet(struct.pack(">H", len(data)) + data)
+        packet = av.Packet(len(data) + 2)  # not av.Packet(data): PyAV 17.0 keeps no copy, and the muxer waits
+        packet.update(struct.pack(">H", len(data)) + data)
         packet.stream, packet.time_base = stream, tick
         packet.pts = packet.dts = start
         packet.duration = end - start
