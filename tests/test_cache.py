@@ -367,8 +367,9 @@ class Life(RuleBasedStateMachine):
     def damage(self, name, file):
         path = self.cache.root / key_of(name)[:2] / key_of(name) / file
         if name in self.whole:
+            used = path.with_name("entry.json").stat().st_mtime
             path.write_bytes(path.read_bytes() + b"!")
-            self.old.discard(name)
+            os.utime(path.with_name("entry.json"), (used, used))
             self.damaged.add(name)
             del self.whole[name]
 

@@ -500,7 +500,7 @@ def test_what_is_exchanged_while_it_is_read_is_not_taken_for_damaged(cache, capl
         if result := cache.find(key_of("a")):
             served.add(result.facts["bytes"])
     assert process.returncode == 0 and len(served) == 2
-    assert [record.getMessage() for record in caplog.records] == []
+    assert [record.getMessage() for record in caplog.records] == [] and leftovers(cache.root) == []
 
 
 def test_a_removal_that_goes_on_is_no_leftover(cache):
