@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .types import Example, Plan, Query
 
 TRAINERS = ("tabletop",)
-BENCHMARKS = ("tabletop", "retrieval", "planning", "planner")
+BENCHMARKS = ("tabletop", "retrieval", "planning", "planner", "loop")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

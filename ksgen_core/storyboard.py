@@ -136,7 +136,7 @@ def _has_only_begun(path: Path) -> bool:
 
 def _pictures_and_clips(path: Path) -> list[Path]:
     """The key images and clips that are there, whatever the plan says."""
-    return [*path.glob("key_images/[0-9][0-9].png"), *path.glob("clips/[0-9][0-9].mp4")]
+    return [*path.glob("key_images/[0-9][0-9]*.png"), *path.glob("clips/[0-9][0-9]*.mp4")]
 
 
 def clear(folder: str | Path) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 PLAN_KIND = "ksgen.plan/1"
-MAX_STEPS = 99
+MAX_STEPS = 999
 
 
 @dataclass(frozen=True)

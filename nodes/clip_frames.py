@@ -31,7 +31,7 @@ class KSGenClipFrames(io.ComfyNode):
             inputs=[
                 sockets.Clips.Input("clips", tooltip="From 'Step Loop End', 'Render Clips' or 'Collect Clips'."),
                 io.Int.Input(
-                    "number", default=0, min=0, max=99, tooltip="Which clip, counted from 1; 0 gives all, as a list."
+                    "number", default=0, min=0, max=999, tooltip="Which clip, counted from 1; 0 gives all, as a list."
                 ),
                 io.Combo.Input(
                     "which", options=list(WHICH), default=ALL, tooltip="All frames of a clip, or only one of them."

@@ -110,7 +110,7 @@ class KSGenReplan(io.ComfyNode):
                     display_name="from step",
                     default=2,
                     min=1,
-                    max=99,
+                    max=999,
                     tooltip="The first step to plan anew, counted from 1. Those before it count as done.",
                 ),
                 io.Image.Input("image", tooltip="The picture now, before that step. One picture."),

@@ -86,7 +86,7 @@ class KSGenSelectStep(io.ComfyNode):
             search_aliases=["pick step", "get step", "step text", "one step"],
             inputs=[
                 sockets.Plan.Input("plan", tooltip="A plan."),
-                io.Int.Input("number", default=1, min=1, max=99, tooltip="Which step, counted from 1."),
+                io.Int.Input("number", default=1, min=1, max=999, tooltip="Which step, counted from 1."),
                 io.Image.Input(
                     "key_images",
                     display_name="key images",

@@ -79,7 +79,7 @@ def test_the_schema_is_a_schema():
         ({"steps": [{"text": "a", "seed": -1}]}, "seed"),
         ({"steps": [{"text": "a", "seed": True}]}, "seed must be of type int"),
         ({"steps": [{"text": "a", "lock": 1}]}, "lock must be of type bool"),
-        ({"steps": [{"text": "a"}] * 100}, "at most 99"),
+        ({"steps": [{"text": "a"}] * 1000}, "at most 999"),
         ({"sources": [1]}, "list of strings"),
         ({"extra": 1}, "unknown field(s) extra"),
     ],
