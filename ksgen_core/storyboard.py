@@ -26,7 +26,7 @@ from .errors import KSGenError
 from .film import Joined, join, spans, write_video
 from .pipeline import Event, KeyImage, Made, Planned, StepClip
 from .sheet import sheet
-from .subtitles import to_srt, to_vtt
+from .subtitles import write_subtitles
 from .types import Clip, Plan, Storyboard
 from .video import open_clip
 
@@ -85,8 +85,7 @@ class StoryboardFolder:
         storyboard = self.read()
         texts, shown = [step.text for step in self.plan.steps], spans(storyboard.clips)
         _write_picture(self.path / SHEET, sheet(storyboard.plan, storyboard.key_images, storyboard.clips))
-        _write_text(self.path / SRT, to_srt(shown, texts))
-        _write_text(self.path / VTT, to_vtt(shown, texts))
+        write_subtitles(self.path / FILM, shown, texts)
         yield from join(self.path / FILM, storyboard.clips, texts)
         return storyboard
 

@@ -10,7 +10,10 @@ import re
 import struct
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from .checkpoints import write_atomically
 
 if TYPE_CHECKING:
     from av.container import OutputContainer
@@ -34,6 +37,14 @@ Style: Default,Arial,16,&Hffffff,&Hffffff,&H0,&H0,0,0,0,0,100,100,0,0,1,1,0,2,10
 Format: Layer, Start, End, Style, Name, MarginL, MarginR, MarginV, Effect, Text
 """
 """FFmpeg's encoder of MP4's timed text (3GPP TS 26.245) takes its styles from such a head of an ASS file."""
+
+
+def write_subtitles(film: Path, spans: Sequence[Span], texts: Sequence[str]) -> None:
+    """Write the subtitles of a film beside it, under its name, as SRT and as WebVTT."""
+    for ending, text in ((".srt", to_srt(spans, texts)), (".vtt", to_vtt(spans, texts))):
+        write_atomically(
+            film.with_suffix(ending), lambda temporary, text=text: Path(temporary).write_text(text, encoding="utf-8")
+        )
 
 
 def to_srt(spans: Sequence[Span], texts: Sequence[str]) -> str:

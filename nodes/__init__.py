@@ -11,6 +11,7 @@ from . import host, language_models, libraries, loop_host
 from .clip_frames import KSGenClipFrames
 from .clips import KSGenCollectClips, KSGenJoinClips, KSGenRenderClips
 from .export import KSGenExportPage, KSGenSaveWebP
+from .film import KSGenSaveFilm
 from .keysteps import KSGenDrawKeySteps
 from .library import KSGenLoadLibrary, KSGenRetrieveExamples
 from .loop import KSGenStepLoopEnd, KSGenStepLoopStart
@@ -41,6 +42,7 @@ NODES: list[type[io.ComfyNode]] = [
     KSGenEditPlan,
     KSGenPlanPrompt,
     KSGenPlanFromReply,
+    KSGenSaveFilm,
     KSGenStepLoopStart,
     KSGenStepLoopEnd,
     KSGenClipFrames,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from comfy_api.latest import InputImpl, io
@@ -170,34 +171,7 @@ class KSGenJoinClips(io.ComfyNode):
             search_aliases=["concatenate", "clips to video", "combine video", "skill film", "cross-fade", "chapters"],
             inputs=[
                 sockets.Clips.Input("clips", tooltip="From 'Render Clips', 'Collect Clips' or 'Step Loop End'."),
-                sockets.Plan.Input(
-                    "plan",
-                    optional=True,
-                    tooltip="The plan of the clips: its texts become chapters, subtitles and titles. May be left out.",
-                ),
-                io.Float.Input(
-                    "cross_fade",
-                    display_name="cross-fade",
-                    default=0.0,
-                    min=0.0,
-                    max=10.0,
-                    step=0.05,
-                    optional=True,
-                    tooltip="Seconds in which picture and sound go over from clip to clip; at most half of a clip. "
-                    "0: a cut.",
-                ),
-                io.Boolean.Input(
-                    "titles",
-                    default=False,
-                    optional=True,
-                    tooltip="Draw each step's number and text over the first 2 seconds of its clip. Needs the plan.",
-                ),
-                io.Boolean.Input(
-                    "subtitles",
-                    default=True,
-                    optional=True,
-                    tooltip="With a plan, add its texts as subtitles that players show on demand.",
-                ),
+                *film_inputs(),
             ],
             outputs=[io.Video.Output("video", display_name="video", tooltip="The whole skill, for Save Video.")],
         )
@@ -211,14 +185,54 @@ class KSGenJoinClips(io.ComfyNode):
         titles: bool = False,
         subtitles: bool = True,
     ) -> io.NodeOutput:
-        from ..ksgen_core.errors import KSGenError
-        from ..ksgen_core.film import FilmSettings, join
-
-        if plan is not None:
-            check_clips(plan, clips)
-        elif titles:
-            raise KSGenError("Titles show the texts of a plan, and none is connected. Connect it, or turn titles off.")
         path = host.temp_file("ksgen_skill.mp4")
-        texts = None if plan is None else [step.text for step in plan.steps]
-        host.finish(join(path, clips, texts, FilmSettings(cross_fade, titles, subtitles)))
+        join_clips(path, clips, plan, cross_fade, titles, subtitles)
         return io.NodeOutput(InputImpl.VideoFromFile(str(path)))
+
+
+def film_inputs() -> list[io.Input]:
+    """How clips become a film, as every node asks for it that joins them."""
+    return [
+        sockets.Plan.Input(
+            "plan",
+            optional=True,
+            tooltip="The plan of the clips: its texts become chapters, subtitles and titles. May be left out.",
+        ),
+        io.Float.Input(
+            "cross_fade",
+            display_name="cross-fade",
+            default=0.0,
+            min=0.0,
+            max=10.0,
+            step=0.05,
+            optional=True,
+            tooltip="Seconds in which picture and sound go over from clip to clip; at most half of a clip. 0: a cut.",
+        ),
+        io.Boolean.Input(
+            "titles",
+            default=False,
+            optional=True,
+            tooltip="Draw each step's number and text over the first 2 seconds of its clip. Needs the plan.",
+        ),
+        io.Boolean.Input(
+            "subtitles",
+            default=True,
+            optional=True,
+            tooltip="With a plan, add its texts as subtitles that players show on demand.",
+        ),
+    ]
+
+
+def join_clips(
+    path: Path, clips: tuple[Clip, ...], plan: Plan | None, cross_fade: float, titles: bool, subtitles: bool
+) -> None:
+    """Write the film, while the host shows progress and may cancel."""
+    from ..ksgen_core.errors import KSGenError
+    from ..ksgen_core.film import FilmSettings, join
+
+    if plan is not None:
+        check_clips(plan, clips)
+    elif titles:
+        raise KSGenError("Titles show the texts of a plan, and none is connected. Connect it, or turn titles off.")
+    texts = None if plan is None else [step.text for step in plan.steps]
+    host.finish(join(path, clips, texts, FilmSettings(cross_fade, titles, subtitles)))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from comfy_api.latest import io, ui
 
 from . import host, sockets
-from .plan_steps import check_key_images
-from .storyboard import check_clips
+from .storyboard import pictures_of, shown_inputs
 
 if TYPE_CHECKING:
     import torch
@@ -29,10 +27,7 @@ class KSGenExportPage(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 sockets.Plan.Input("plan", tooltip="The plan: its goal, its steps and their states are on the page."),
-                io.Image.Input("key_images", display_name="key images", tooltip="One picture per step."),
-                sockets.Clips.Input(
-                    "clips", optional=True, tooltip="One clip per step, to play on the page. May be left out."
-                ),
+                *shown_inputs("One clip per step, to play on the page."),
                 io.String.Input(
                     "filename_prefix",
                     display_name="file name",
@@ -45,15 +40,18 @@ class KSGenExportPage(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, plan: Plan, key_images: torch.Tensor, *, clips: tuple[Clip, ...] | None = None, filename_prefix: str
+        cls,
+        plan: Plan,
+        *,
+        key_images: torch.Tensor | None = None,
+        clips: tuple[Clip, ...] | None = None,
+        filename_prefix: str,
     ) -> io.NodeOutput:
         from ..ksgen_core.page import write_page
 
-        check_key_images(plan, key_images)
-        if clips is not None:
-            check_clips(plan, clips)
-        path = output_file(filename_prefix, ".html")
-        write_page(path, plan, key_images, clips, progress=host.show_progress)
+        images = pictures_of(plan, key_images, clips)
+        path = host.output_file(filename_prefix, ".html")
+        write_page(path, plan, images, clips, progress=host.show_progress)
         return io.NodeOutput(str(path), ui=ui.PreviewText(str(path)))
 
 
@@ -93,12 +91,6 @@ class KSGenSaveWebP(io.ComfyNode):
     def execute(cls, clips: tuple[Clip, ...], width: int, quality: int, filename_prefix: str) -> io.NodeOutput:
         from ..ksgen_core.animation import write_webp
 
-        path = output_file(filename_prefix, ".webp")
+        path = host.output_file(filename_prefix, ".webp")
         write_webp(path, clips, width=width or None, quality=quality, progress=host.show_progress)
         return io.NodeOutput(str(path), ui=ui.SavedImages([host.saved_file(path)], is_animated=True))
-
-
-def output_file(prefix: str, suffix: str) -> Path:
-    """A file in the host's output folder that does not exist yet: `<prefix>_00001<suffix>` and so on."""
-    path = host.output_folder(prefix)  # its number is higher than that of any file of this name
-    return path.with_name(path.name + suffix)

@@ -273,6 +273,12 @@ def output_folder(prefix: str) -> Path:
     return folder
 
 
+def output_file(prefix: str, suffix: str) -> Path:
+    """A file in the host's output folder that does not exist yet: `<prefix>_00001<suffix>` and so on."""
+    path = output_folder(prefix)  # its number is higher than that of any file of this name
+    return path.with_name(path.name + suffix)
+
+
 def saved_file(path: Path) -> ui.SavedResult:
     """How the front end finds a file in the output folder, to show it on the node that wrote it."""
     subfolder = path.parent.relative_to(folder_paths.get_output_directory())

@@ -26,22 +26,18 @@ class KSGenStoryboard(io.ComfyNode):
             search_aliases=["contact sheet", "comic", "captions", "image grid"],
             inputs=[
                 sockets.Plan.Input("plan", tooltip="The plan that the key images belong to."),
-                io.Image.Input("key_images", display_name="key images", tooltip="One picture per step."),
-                sockets.Clips.Input(
-                    "clips", optional=True, tooltip="The clips, to show middle and end of each step. May be left out."
-                ),
+                *shown_inputs("The clips, to show middle and end of each step."),
             ],
             outputs=[io.Image.Output("sheet", display_name="sheet", tooltip="One picture of the whole skill.")],
         )
 
     @classmethod
-    def execute(cls, plan: Plan, key_images: torch.Tensor, clips: tuple[Clip, ...] | None = None) -> io.NodeOutput:
+    def execute(
+        cls, plan: Plan, key_images: torch.Tensor | None = None, clips: tuple[Clip, ...] | None = None
+    ) -> io.NodeOutput:
         from ..ksgen_core.sheet import sheet
 
-        check_key_images(plan, key_images)
-        if clips is not None:
-            check_clips(plan, clips)
-        return io.NodeOutput(sheet(plan, list(key_images.float().cpu()), clips)[None])
+        return io.NodeOutput(sheet(plan, pictures_of(plan, key_images, clips), clips)[None])
 
 
 class KSGenSaveStoryboard(io.ComfyNode):
@@ -56,7 +52,7 @@ class KSGenSaveStoryboard(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 sockets.Plan.Input("plan", tooltip="The plan."),
-                io.Image.Input("key_images", display_name="key images", tooltip="One picture per step."),
+                key_images_input(),
                 sockets.Clips.Input("clips", tooltip="One clip per step."),
                 io.String.Input(
                     "filename_prefix",
@@ -72,15 +68,14 @@ class KSGenSaveStoryboard(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, plan: Plan, key_images: torch.Tensor, clips: tuple[Clip, ...], filename_prefix: str
+        cls, plan: Plan, *, key_images: torch.Tensor | None = None, clips: tuple[Clip, ...], filename_prefix: str
     ) -> io.NodeOutput:
         from ..ksgen_core.storyboard import SHEET, saving
         from ..ksgen_core.types import Storyboard
 
-        check_key_images(plan, key_images)
-        check_clips(plan, clips)
+        images = pictures_of(plan, key_images, clips)
         folder = host.output_folder(filename_prefix)
-        host.finish(saving(Storyboard(plan, tuple(key_images.float().cpu()), clips), folder))
+        host.finish(saving(Storyboard(plan, tuple(images), clips), folder))
         return io.NodeOutput(str(folder), ui=ui.SavedImages([host.saved_file(folder / SHEET)]))
 
 
@@ -93,3 +88,40 @@ def check_clips(plan: Plan, clips: tuple[Clip, ...]) -> None:
             f"The plan has {len(plan.steps)} steps, but {len(clips)} clip(s) came in. "
             "Connect the clips that were rendered for this plan."
         )
+
+
+def key_images_input() -> io.Input:
+    """The key images of a storyboard, or none."""
+    return io.Image.Input(
+        "key_images",
+        display_name="key images",
+        optional=True,
+        tooltip="One picture per step. Left out, the first frame of each clip is taken.",
+    )
+
+
+def shown_inputs(clips: str) -> list[io.Input]:
+    """Key images, clips, or both; `clips` says what the clips are for."""
+    return [
+        key_images_input(),
+        sockets.Clips.Input("clips", optional=True, tooltip=f"{clips} May be left out if there are key images."),
+    ]
+
+
+def pictures_of(plan: Plan, key_images: torch.Tensor | None, clips: tuple[Clip, ...] | None) -> list[torch.Tensor]:
+    """The picture `[H, W, 3]` of every step: its key image or, without, the first frame of its clip.
+
+    Raises `KSGenError` if there are neither key images nor clips, or not as many as steps.
+    """
+    from ..ksgen_core.errors import KSGenError
+    from ..ksgen_core.pixels import from_uint8
+    from ..ksgen_core.video import frames
+
+    if clips is not None:
+        check_clips(plan, clips)
+    if key_images is not None:
+        check_key_images(plan, key_images)
+        return list(key_images.float().cpu())
+    if clips is None:
+        raise KSGenError("A storyboard needs key images, or clips to take their first frames from. Connect some.")
+    return [from_uint8(next(frames(clip))) for clip in clips]

@@ -27,6 +27,7 @@ IDS = [
     "KSGenEditPlan",
     "KSGenPlanPrompt",
     "KSGenPlanFromReply",
+    "KSGenSaveFilm",
     "KSGenStepLoopStart",
     "KSGenStepLoopEnd",
     "KSGenClipFrames",
