@@ -134,7 +134,7 @@ def test_sound_of_other_channels_is_mixed_to_one(tmp_path, channels):
 
 
 def test_sound_that_is_too_loud_is_cut_not_wrapped(tmp_path):
-    write_frames(tmp_path, noise(2, 16, 16, 3), 8.0, (torch.tensor([[0.0, 7.0, -7.0, 0.5]]), 8000))
+    write_frames(tmp_path, noise(2, 16, 16, 3), 8.0, (torch.tensor([[0.0, 6.4, -6.4, 0.5]]), 8000))
     assert (sound_of(tmp_path / "clip.mkv")[0] - torch.tensor([[0.0, 1.0, -1.0, 0.5]])).abs().max() < 1e-6
 
 
