@@ -77,9 +77,9 @@ def describe(cls) -> dict:
 warnings = Collect()
 logging.getLogger().addHandler(warnings)
 known_nodes, known_modules = set(nodes.NODE_CLASS_MAPPINGS), set(sys.modules)
-start = time.perf_counter()
+start = time.process_time()
 loaded = asyncio.run(nodes.load_custom_node(os.path.join(base, "custom_nodes", "KS-Gen"), set(known_nodes)))
-seconds = time.perf_counter() - start
+seconds = time.process_time() - start
 new_modules = sorted(set(sys.modules) - known_modules)
 pack_nodes = [cls for name, cls in nodes.NODE_CLASS_MAPPINGS.items() if name not in known_nodes]
 
