@@ -153,7 +153,7 @@ class KSGenStepLoopStart(io.ComfyNode):
         end = find_loops(graph).get(own)
         if end is None:
             raise KSGenError("'Step Loop Start' has no end. Connect its loop to 'Step Loop End'.")
-        find_body(graph, own, end)
+        loop_host.refuse_unfit(graph, find_body(graph, own, end))
         return [name for name in ("plan", "image", "key_images") if name in inputs and inputs[name] is None]
 
     @classmethod

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import folder_paths
 from comfy_api.latest import _io
 
-from ..ksgen_core.loop.graph import ALWAYS, START, Node, find_body, find_loops
+from ..ksgen_core.errors import KSGenError
+from ..ksgen_core.loop.graph import ALWAYS, START, Body, Node, find_body, find_loops, links
 
 if TYPE_CHECKING:
     from comfy_execution.graph import DynamicPrompt
@@ -24,6 +25,9 @@ log = logging.getLogger("ksgen")
 
 HASHED_BYTES = 64 * 2**20
 """Up to this size an input file counts by its content, beyond by its size and time."""
+
+UNFIT = {"VHS_BatchManager": "it queues the whole workflow again, part by part, and so would never end"}
+"""Nodes of other packs that cannot run step by step, and why."""
 
 
 class HostGraph:
@@ -99,7 +103,7 @@ def node_classes() -> dict[str, Any]:
     """Every node class of the host, by its id."""
     import nodes
 
-    return nodes.NODE_CLASS_MAPPINGS
+    return nodes.NODE_CLASS_MAPPINGS  # pyright: ignore[reportAttributeAccessIssue]  the host's module, not ours
 
 
 def node_class(node: Node) -> Any:
@@ -159,6 +163,14 @@ def _stamp(path: Path) -> list[int]:
     return [state.st_size, state.st_mtime_ns]
 
 
+def refuse_unfit(graph: HostGraph, body: Body) -> None:
+    """Raise `KSGenError` if a node of the body, or one that it takes something from, cannot run step by step."""
+    near = {source for one in body.nodes for _, source, _ in links(graph.node(one))} | set(body.nodes)
+    for one in sorted(near):
+        if (why := UNFIT.get(graph.node(one)["class_type"])) is not None:
+            raise KSGenError(f"{graph.node(one)['class_type']} cannot be used in a loop: {why}. Take it out.")
+
+
 def result_cache() -> ResultCache:
     """The folder of results: KSGEN_CACHE, else `ksgen/results` in the host's user folder."""
     from ..ksgen_core.cache import ResultCache, default_limit
@@ -178,9 +190,10 @@ def forget(dynprompt: DynamicPrompt, node_ids: Iterable[str]) -> None:
 
     release = getattr(comfy.memory_management, "extra_ram_release_callback", None)
     cache = getattr(release, "__self__", None)
+    if cache is None:
+        return
     for node_id in node_ids:
-        key = cache.cache_key_set.get_data_key(node_id) if cache is not None else None
-        if key is not None:
+        if (key := cache.cache_key_set.get_data_key(node_id)) is not None:
             for held in (cache.cache, cache.used_generation, cache.timestamps, cache.children):
                 held.pop(key, None)
 

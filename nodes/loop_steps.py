@@ -30,6 +30,8 @@ NO_CLIPS = "This loop makes key images and has no clips. Take its results from '
 NO_KEY_IMAGES = (
     "No key images came into this loop. Connect them to 'Step Loop Start', or take first frames from 'Clips to Frames'."
 )
+PICTURES_ONLY = {".webp", ".png"}
+"""What 'Video Combine' saves that no decoder reads as a video: an animated WebP, numbered pictures."""
 INNER = "Added to the running graph by 'Step Loop End'; not for use in a workflow."
 
 
@@ -73,16 +75,18 @@ def go_on(run: Run) -> io.NodeOutput:
     for k, step in enumerate(run.steps):
         if step.there or not step.wanted:
             continue
-        # Another step with the same name, or another server, may have made it in the meantime.
+        # A step that is the same in all, or another server, may have made it in the meantime.
         if (found := run.cache.find(step.key)) is None:
             return _expand(run, step)
         run.steps[k] = replace(step, result=found)
+        run.cache.remember(step.address, step.key, run.loop.plan.steps[k].lock)
     return _finish(run)
 
 
 def _expand(run: Run, step: StepRun) -> io.NodeOutput:
-    prefix = f"{run.end}.{step.number + 1}."
-    keep, following = f"{prefix}keep", f"{prefix}next"
+    from ..ksgen_core.loop.run import own_id
+
+    keep, following = (own_id(run.end, step.number, name) for name in ("keep", "next"))
     nodes: dict[str, dict[str, Any]] = {}
     for node_id, node in step.copy.nodes.items():
         # The front end shows what a copy does on the user's own node.
@@ -90,7 +94,7 @@ def _expand(run: Run, step: StepRun) -> io.NodeOutput:
         nodes[node_id] = {**node, **shown}
     run.copied = list(nodes)
     nodes[keep] = {"class_type": KEEP, "inputs": {"result": list(step.copy.result), "run": run, "number": step.number}}
-    nodes[following] = {"class_type": NEXT, "inputs": {"run": run, "kept": [keep, 0]}}
+    nodes[following] = {"class_type": NEXT, "inputs": {"run": run, "kept": [keep, 0], "number": step.number}}
     return io.NodeOutput(*[[following, slot] for slot in range(len(results_outputs()))], expand=nodes)
 
 
@@ -231,16 +235,27 @@ def _write(folder: Path, values: list[Any], loop: Loop, number: int) -> dict[str
         if not _is_frames(value) or len(value) != 1:
             got = f"{len(value)} pictures" if _is_frames(value) else type(value).__name__
             raise KSGenError(f"Step {number + 1}: a key image is one picture, but the loop's result is {got}.")
-        return results.write_picture(folder, value[0, ..., :3])
+        return results.write_picture(folder, _in_colour(value)[0])
     if _is_frames(value):
-        return results.write_frames(folder, value[..., :3], loop.settings.fps)
+        return results.write_frames(folder, _in_colour(value), loop.settings.fps)
     if isinstance(value, Input.Video):
         return _write_video(folder, value)
     if isinstance(value, tuple | list) and len(value) == 2 and value[1]:  # VHS_FILENAMES: saved at all?, files
-        return results.take_file(folder, Path(value[1][-1]))
+        file = Path(value[1][-1])
+        if file.suffix.lower() in PICTURES_ONLY:
+            raise KSGenError(
+                f"Step {number + 1}: 'Video Combine' saved {file.name}, which is no video file. Choose one of its "
+                "video formats, e.g. video/h264-mp4, or connect the frames themselves to 'Step Loop End'."
+            )
+        return results.take_file(folder, file)
+    if isinstance(value, tuple | list) and len(value) == 2 and value[1] == []:
+        raise KSGenError(
+            f"Step {number + 1}: 'Video Combine' saved no file. It got no frames, or a Meta Batch Manager, which "
+            "queues the workflow again and again and cannot work in a loop: take it out."
+        )
     raise KSGenError(
-        f"Step {number + 1}: the loop's result is {type(value).__name__}, wanted are frames, a video or the file "
-        "names of 'Video Combine'."
+        f"Step {number + 1}: the loop's result is {_what(value)}, wanted are frames, a video or the file names of "
+        "'Video Combine'."
     )
 
 
@@ -254,7 +269,7 @@ def _write_video(folder: Path, video: Any) -> dict[str, Any]:
     if not isinstance(video, InputImpl.VideoFromFile):
         parts = video.get_components()
         sound = (parts.audio["waveform"][0], int(parts.audio["sample_rate"])) if parts.audio else None
-        return results.write_frames(folder, parts.images[..., :3], float(parts.frame_rate), sound)
+        return results.write_frames(folder, _in_colour(parts.images), float(parts.frame_rate), sound)
     path = folder / "saved.mp4"
     video.save_to(str(path))
     facts = results.take_file(folder, path)
@@ -263,7 +278,16 @@ def _write_video(folder: Path, video: Any) -> dict[str, Any]:
 
 
 def _is_frames(value: Any) -> bool:
-    return getattr(value, "ndim", 0) == 4 and value.shape[-1] in (1, 3, 4)
+    return getattr(value, "ndim", 0) == 4 and len(value) > 0 and value.shape[-1] in (1, 3, 4)
+
+
+def _what(value: Any) -> str:
+    return f"a tensor of shape {list(value.shape)}" if hasattr(value, "shape") else type(value).__name__
+
+
+def _in_colour(frames: torch.Tensor) -> torch.Tensor:
+    """Frames `[F, H, W, 1, 3 or 4]` as `[F, H, W, 3]`: grey repeated, transparency left out, as a video has none."""
+    return frames.expand(*frames.shape[:-1], 3) if frames.shape[-1] == 1 else frames[..., :3]
 
 
 def _joined(values: list[Any], number: int) -> torch.Tensor:
@@ -291,13 +315,20 @@ class KSGenLoopNext(io.ComfyNode):
             enable_expand=True,
             inputs=[
                 RunWire.Input("run", tooltip="The loop on its way."),
-                io.Int.Input("kept", tooltip="The step whose result was kept last."),
+                io.Int.Input("kept", raw_link=True, tooltip="What keeps the result of the step in work."),
+                io.Int.Input("number", tooltip="Which step that is, counted from 0."),
             ],
             outputs=results_outputs(io.Custom("KSGEN_VIDEOS")),
             hidden=[io.Hidden.dynprompt],
         )
 
     @classmethod
-    def execute(cls, run: Run, kept: int) -> io.NodeOutput:
+    def execute(cls, run: Run, kept: list[Any], number: int) -> io.NodeOutput:
+        # `kept` is a link, so that this runs though a blocked result was not kept: else the loop would silently end.
         loop_host.forget(cls.hidden.dynprompt, run.copied)
+        if run.steps[number].result is None:
+            raise KSGenError(
+                f"Step {number + 1} has no result: a node of the loop's body blocked it. "
+                "Let its switch give something at every step, or leave the step out with 'steps' of 'Step Loop Start'."
+            )
         return go_on(run)

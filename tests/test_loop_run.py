@@ -447,10 +447,7 @@ def test_a_step_that_lacks_a_picture_that_the_result_needs_is_refused_before_any
     assert cache.entries() == []
 
 
-TAKEN = pytest.mark.xfail(strict=True, reason="the loop's own node has that id in a copy")
-
-
-@pytest.mark.parametrize("name", ["7", "12:3", "end.1", pytest.param("step", marks=TAKEN)])
+@pytest.mark.parametrize("name", ["7", "12:3", "end.1", "step"])
 def test_the_users_nodes_may_have_any_id(cache, name):
     """Prompts that programs write have words for ids."""
     body = graph_of(True).nodes

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 from ..errors import KSGenError
 
@@ -102,7 +102,7 @@ class Copy:
     origin: dict[str, str] = field(default_factory=dict)
 
 
-def is_link(value: Any) -> bool:
+def is_link(value: Any) -> TypeGuard[list[Any]]:
     """Is the value of an input a link, as the host sees it?"""
     return (
         isinstance(value, list)

@@ -168,11 +168,16 @@ def _address(loop: Loop, step: KeyStep, start: str, time: int) -> str:
 
 def _copy(graph: Graph, body: Body, loop: Loop, k: int, contents: dict[str, str], carried: str) -> Copy:
     """The body for step k, with a node that gives its pictures, whose contents are named."""
-    prefix = f"{body.end}.{k + 1}."
+    pictures = own_id(body.end, k, "step")
     values: dict[str, Any] = {**loop.constants(k), LOOP: None}
-    values |= {name: [f"{prefix}step", PICTURES.index(name)] if name in contents else None for name in PICTURES}
-    copy = copy_body(graph, body, prefix, values, k)
+    values |= {name: [pictures, PICTURES.index(name)] if name in contents else None for name in PICTURES}
+    copy = copy_body(graph, body, f"{body.end}.{k + 1}.", values, k)
     if contents:
         inputs = {LOOP: [body.start, 0], "number": k, "carried": carried, "digests": json.dumps(contents)}
-        copy.nodes[f"{prefix}step"] = {"class_type": STEP, "inputs": inputs}
+        copy.nodes[pictures] = {"class_type": STEP, "inputs": inputs}
     return copy
+
+
+def own_id(end: str, k: int, name: str) -> str:
+    """The id of a node that the loop itself adds for step k (from 0): none of the user's nodes gets such a one."""
+    return f"{end}.{k + 1}:{name}"

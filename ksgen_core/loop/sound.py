@@ -27,7 +27,10 @@ def add_sound(pictures: Path, target: Path, waveform: torch.Tensor, rate: int) -
     layout = LAYOUTS[len(samples)]
     # 24 bits of float samples, in the upper part of 32, as FLAC takes them.
     whole = (samples.double().numpy() * (2**23 - 1)).round().astype(np.int32) << 8
-    with av.open(str(pictures)) as source, av.open(str(target), "w") as film:
+    # Without the library's version and random numbers in it, the same film is the same file.
+    exact = {"fflags": "+bitexact"}
+    with av.open(str(pictures)) as source, av.open(str(target), "w", options=exact) as film:
+        film.metadata.update(source.metadata)  # the exact rate is there: Matroska itself counts milliseconds
         video = film.add_stream_from_template(source.streams.video[0])
         sound = film.add_stream("flac", rate=rate, layout=layout, format="s32")
         for packet in source.demux(video=0):

@@ -1,6 +1,6 @@
-"""A node for tests, put into the host's custom_nodes folder: lets pictures through, fails or waits when a file says so.
+"""A node for tests, put into the host's custom_nodes folder: lets pictures through, fails, waits, blocks or turns grey.
 
-`fail.txt` and `wait.txt` in the host's input folder hold the texts at which it does.
+`fail.txt`, `wait.txt`, `block.txt` and `grey.txt` in the host's input folder hold the texts at which it does.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 import folder_paths
 from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy_api.latest import ComfyExtension, io
+from comfy_execution.graph import ExecutionBlocker
 
 
 def _says(file: str, text: str) -> bool:
@@ -34,7 +35,9 @@ class TestGate(io.ComfyNode):
         while _says("wait.txt", text):
             throw_exception_if_processing_interrupted()
             time.sleep(0.02)
-        return io.NodeOutput(image)
+        if _says("block.txt", text):
+            return io.NodeOutput(ExecutionBlocker(None))
+        return io.NodeOutput(image[..., :1] if _says("grey.txt", text) else image)
 
 
 class TestExtension(ComfyExtension):

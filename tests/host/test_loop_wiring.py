@@ -235,6 +235,27 @@ def test_what_cannot_work_is_refused_before_anything_runs(looping: Server, chang
     assert words in error["exception_message"] and ran.counts["noise"] == 0
 
 
+def test_a_body_that_blocks_a_step_says_so_and_keeps_the_steps_before(looping: Server, seed: int):
+    prompt = loop(start={"seed": seed})
+    (looping.base / "input" / "block.txt").write_text("cut")
+    try:
+        assert "Step 3 has no result" in failure(looping, prompt).message
+    finally:
+        (looping.base / "input" / "block.txt").unlink()
+    assert run_well(looping, prompt).report == "6 steps: 2 remembered, 4 made."
+
+
+def test_grey_frames_become_a_clip(looping: Server, seed: int):
+    prompt = loop(start={"seed": seed}, end={"result": ["gate", 0]}, draw={"color": f"#{seed % 2**24:06x}"})
+    (looping.base / "input" / "grey.txt").write_text("cut")
+    try:
+        ran = run_well(looping, prompt)
+    finally:
+        (looping.base / "input" / "grey.txt").unlink()
+    third = read_pictures(looping, ran.outputs["pictures"]["images"])[2]
+    assert np.array_equal(third[..., 0], third[..., 1]) and np.array_equal(third[..., 1], third[..., 2])
+
+
 def test_a_start_without_an_end_says_so(looping: Server):
     prompt = loop()
     prompt["pictures"] = node("PreviewImage", images=["noise", 0])
