@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any
 from . import pixels
 from .checkpoints import write_atomically
 from .errors import KSGenError
-from .film import Joined, join, spans, write_video
+from .film.join import Joined, join, spans, write_video
+from .film.subtitles import write_subtitles
 from .pipeline import Event, KeyImage, Made, Planned, StepClip
 from .sheet import sheet
-from .subtitles import write_subtitles
 from .types import Clip, Plan, Storyboard
 from .video import open_clip
 

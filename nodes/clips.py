@@ -228,7 +228,7 @@ def join_clips(
 ) -> None:
     """Write the film, while the host shows progress and may cancel."""
     from ..ksgen_core.errors import KSGenError
-    from ..ksgen_core.film import FilmSettings, join
+    from ..ksgen_core.film.join import FilmSettings, join
 
     if plan is not None:
         check_clips(plan, clips)

@@ -47,7 +47,7 @@ class KSGenExportPage(io.ComfyNode):
         clips: tuple[Clip, ...] | None = None,
         filename_prefix: str,
     ) -> io.NodeOutput:
-        from ..ksgen_core.page import write_page
+        from ..ksgen_core.export.page import write_page
 
         images = pictures_of(plan, key_images, clips)
         path = host.output_file(filename_prefix, ".html")
@@ -89,7 +89,7 @@ class KSGenSaveWebP(io.ComfyNode):
 
     @classmethod
     def execute(cls, clips: tuple[Clip, ...], width: int, quality: int, filename_prefix: str) -> io.NodeOutput:
-        from ..ksgen_core.animation import write_webp
+        from ..ksgen_core.export.animation import write_webp
 
         path = host.output_file(filename_prefix, ".webp")
         write_webp(path, clips, width=width or None, quality=quality, progress=host.show_progress)

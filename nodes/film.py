@@ -51,8 +51,8 @@ class KSGenSaveFilm(io.ComfyNode):
         subtitles: bool = True,
         filename_prefix: str,
     ) -> io.NodeOutput:
-        from ..ksgen_core.film import FilmSettings, spans
-        from ..ksgen_core.subtitles import write_subtitles
+        from ..ksgen_core.film.join import FilmSettings, spans
+        from ..ksgen_core.film.subtitles import write_subtitles
 
         path = host.output_file(filename_prefix, ".mp4")
         join_clips(path, clips, plan, cross_fade, titles, subtitles)

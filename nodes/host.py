@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ..ksgen_core.build import Models
     from ..ksgen_core.clips.wan_diffusers import ClipModel
-    from ..ksgen_core.film import Joined
+    from ..ksgen_core.film.join import Joined
     from ..ksgen_core.keysteps.sdxl_diffusers import KeyStepModel
     from ..ksgen_core.pipeline import Update, Writing
 

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ksgen_core.animation import SHORTEST, write_webp
 from ksgen_core.errors import KSGenError
-from ksgen_core.film import write_video
+from ksgen_core.export.animation import SHORTEST, write_webp
+from ksgen_core.film.join import write_video
 from ksgen_core.types import Clip
 from ksgen_core.video import open_clip
 

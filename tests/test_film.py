@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ksgen_core.errors import KSGenError
-from ksgen_core.film import FilmSettings, Joined, join, lay_out, spans, write_video
-from ksgen_core.film_pictures import pictures
+from ksgen_core.film.join import FilmSettings, Joined, join, lay_out, spans, write_video
+from ksgen_core.film.pictures import pictures
 from ksgen_core.types import Clip
 from ksgen_core.video import measure, open_clip, read_video, write_lossless
 
@@ -259,7 +259,7 @@ def test_a_chapters_name_fits_the_format(tmp_path):
 
 
 def test_an_old_pyav_makes_a_film_without_chapters_and_says_so(tmp_path, monkeypatch, caplog):
-    from ksgen_core import film
+    from ksgen_core.film import join as film
 
     monkeypatch.setattr(film, "hasattr", lambda _object, _name: False, raising=False)
     with caplog.at_level("WARNING", logger="ksgen"):
@@ -299,7 +299,7 @@ def peak_memory(tmp_path: Path, count: int) -> int:
     """Bytes that a process needed at most to join `count` clips of files, each of 25 frames of 256 x 256."""
     code = (
         "import resource, sys\n"
-        "from ksgen_core.film import FilmSettings, write_video\n"
+        "from ksgen_core.film.join import FilmSettings, write_video\n"
         "from ksgen_core.video import open_clip\n"
         f"clip = open_clip({str(tmp_path / 'clip.mkv')!r})\n"
         f"write_video({str(tmp_path / 'film.mp4')!r}, [clip] * {count}, settings=FilmSettings(1.0))\n"

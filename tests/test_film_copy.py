@@ -11,8 +11,8 @@ import pytest
 import torch
 from film_files import sound_of, write_with_sound
 
-from ksgen_core.film import FilmSettings, lay_out, write_video
-from ksgen_core.film_copy import can_copy
+from ksgen_core.film.copies import can_copy
+from ksgen_core.film.join import FilmSettings, lay_out, write_video
 from ksgen_core.types import Clip
 from ksgen_core.video import frames, measure, open_clip, read_video
 

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 NOUNS = {"types", "errors", "orders", "pixels", "checkpoints", "checkpoints_diffusers"}
 STAGES = {"retrieval", "planning", "keysteps", "clips"}
-FOLDER = {"storyboard", "sheet", "video"}
+FOLDER = {"storyboard", "sheet", "video", "film"}
 HOST = {"folder_paths", "server", "nodes", "execution"}
 
 MAY_IMPORT = {
@@ -27,7 +27,9 @@ MAY_IMPORT = {
     "pipeline": NOUNS,
     "sheet": NOUNS,
     "video": NOUNS,
-    "storyboard": NOUNS | {"pipeline", "sheet", "video"},
+    "film": NOUNS | {"sheet", "video"},
+    "export": NOUNS | {"film", "video"},
+    "storyboard": NOUNS | {"pipeline", "sheet", "video", "film"},
     "loop": NOUNS | {"cache", "video"},
     "presets": NOUNS,
     **{stage: NOUNS | {"cache", "pipeline"} for stage in STAGES},
@@ -153,7 +155,8 @@ def loaded_by(code: str) -> set[str]:
 
 
 def test_importing_the_core_loads_nothing_heavy():
-    modules = "types pipeline errors pixels checkpoints cache storyboard sheet video build cli keysteps.policies"
+    modules = "types pipeline errors pixels checkpoints cache storyboard sheet video build cli keysteps.policies "
+    modules += "film.join export.page export.animation loop.graph loop.keys loop.run loop.results"
     code = "import ksgen_core\n" + "\n".join(f"import ksgen_core.{name}" for name in modules.split())
     assert loaded_by(code) == set()
 

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 
 from ksgen_core.errors import KSGenError
-from ksgen_core.film import write_video
-from ksgen_core.page import LONGEST_CLIP_SIDE, LONGEST_PICTURE_SIDE, write_page
+from ksgen_core.export.page import LONGEST_CLIP_SIDE, LONGEST_PICTURE_SIDE, write_page
+from ksgen_core.film.join import write_video
 from ksgen_core.types import Clip, KeyStep, Plan
 from ksgen_core.video import open_clip, write_lossless
 

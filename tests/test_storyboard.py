@@ -19,7 +19,7 @@ from small_stages import PLAN, blobs, draw, make_plan, render, retrieve
 
 from ksgen_core import storyboard
 from ksgen_core.errors import KSGenError
-from ksgen_core.film import write_video
+from ksgen_core.film.join import write_video
 from ksgen_core.pipeline import collect, run
 from ksgen_core.sheet import sheet
 from ksgen_core.types import Clip, KeyStep, Plan, Query

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ksgen_core.subtitles import JOINER, to_srt, to_vtt
+from ksgen_core.film.subtitles import JOINER, to_srt, to_vtt
 
 TWO = [(Fraction(0), Fraction(3, 2)), (Fraction(3, 2), Fraction(3723 * 1000 + 4, 1000))]
 

@@ -16,8 +16,8 @@ pytest.importorskip("playwright.sync_api", reason="NO PLAYWRIGHT, so the page wa
 from chromium import HOW_TO_GET_CHROMIUM, browser_path  # noqa: E402
 from playwright.sync_api import Browser, Page, sync_playwright  # noqa: E402
 
-from ksgen_core.animation import write_webp  # noqa: E402
-from ksgen_core.page import write_page  # noqa: E402
+from ksgen_core.export.animation import write_webp  # noqa: E402
+from ksgen_core.export.page import write_page  # noqa: E402
 from ksgen_core.types import Clip, KeyStep, Plan  # noqa: E402
 
 if browser_path() is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from .sheet import lines_of, own_font
+from ..sheet import lines_of, own_font
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from .errors import KSGenError
+from ..errors import KSGenError
+from ..types import Clip
+from ..video import frames
 from .titles import with_title
-from .types import Clip
-from .video import frames
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,10 +10,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .checkpoints import write_atomically
-from .errors import KSGenError
-from .types import Clip
-from .video import frames
+from ..checkpoints import write_atomically
+from ..errors import KSGenError
+from ..types import Clip
+from ..video import frames
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,8 +11,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .film_pictures import Part
-from .video import opened
+from ..video import opened
+from .pictures import Part
 
 if TYPE_CHECKING:
     from av.container import OutputContainer

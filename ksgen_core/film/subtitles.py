@@ -13,7 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .checkpoints import write_atomically
+from ..checkpoints import write_atomically
 
 if TYPE_CHECKING:
     from av.container import OutputContainer

@@ -10,7 +10,7 @@ The rules:
   every frame of every clip is there once.
 - In a cross-fade pictures and sound are mixed evenly from the one to the other, a picture by the middle of its time.
 - A chapter and its subtitle reach from the middle of one cross-fade to the middle of the next.
-- Pictures of H.264 files of one kind are not encoded again if nothing is to be done to them: `film_copy`.
+- Pictures of H.264 files of one kind are not encoded again if nothing is to be done to them: `copies`.
 - A clip without sound is silent; the film has a sound track, 48 kHz stereo in AAC, if any of the clips has one.
 
 Frames are read, mixed and encoded one by one: of clips in files never more than two frames are held.
@@ -29,14 +29,14 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..checkpoints import atomically
+from ..errors import KSGenError
+from ..types import Clip
+from ..video import SMALL, as_rate, measure
 from . import subtitles
-from .checkpoints import atomically
-from .errors import KSGenError
-from .film_audio import SoundTrack, has_sound
-from .film_copy import can_copy, copied_packets, copied_stream
-from .film_pictures import Part, pictures
-from .types import Clip
-from .video import SMALL, as_rate, measure
+from .audio import SoundTrack, has_sound
+from .copies import can_copy, copied_packets, copied_stream
+from .pictures import Part, pictures
 
 if TYPE_CHECKING:
     import av

@@ -10,8 +10,8 @@ from fractions import Fraction
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from .errors import KSGenError
-from .film_pictures import Part
+from ..errors import KSGenError
+from .pictures import Part
 
 if TYPE_CHECKING:
     import numpy as np

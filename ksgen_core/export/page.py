@@ -16,12 +16,12 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TextIO
 
-from . import pixels
-from .checkpoints import write_atomically
-from .film import write_video
+from .. import pixels
+from ..checkpoints import write_atomically
+from ..film.join import write_video
+from ..types import Clip, KeyStep, Plan
+from ..video import frames, measure, open_clip, write_lossless
 from .page_look import SCRIPT, STYLE
-from .types import Clip, KeyStep, Plan
-from .video import frames, measure, open_clip, write_lossless
 
 if TYPE_CHECKING:
     import torch

@@ -1,0 +1,1 @@
+"""A storyboard in one file to show around: a page, a moving picture."""

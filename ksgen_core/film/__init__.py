@@ -1,0 +1,1 @@
+"""Clips become one film: chapters, subtitles, titles, cross-fades, sound."""
