@@ -126,7 +126,7 @@ def node(class_type: str, **inputs: Any) -> dict[str, Any]:
 
 def start(seed: int, **inputs: Any) -> dict[str, Any]:
     settings = {"makes": "clips", "name": "", "seed": seed, "seeds": "the same for every step", "steps": ""}
-    return node("KSGenStepLoopStart", **{**settings, "seconds": 2.0, "fps": FPS, "frame_step": 4, **inputs})
+    return node("KSGenStepLoopStart", **{**settings, "seconds": 2.0, "fps": FPS, "frame_step": 0, **inputs})
 
 
 def loaders() -> Prompt:

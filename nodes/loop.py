@@ -93,10 +93,11 @@ class KSGenStepLoopStart(io.ComfyNode):
                 io.Int.Input(
                     "frame_step",
                     display_name="frame step",
-                    default=4,
-                    min=1,
+                    default=0,
+                    min=0,
                     max=64,
-                    tooltip="Frame counts are this times a number, plus 1. Wan, HunyuanVideo: 4. LTX: 8. Others: 1.",
+                    tooltip="0: frame counts are such as the node takes that 'frames' is connected to. Else this times "
+                    "a number, plus 1; Wan and HunyuanVideo want 4, LTX wants 8.",
                 ),
                 io.String.Input(
                     "steps",

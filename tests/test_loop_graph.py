@@ -21,9 +21,11 @@ from ksgen_core.loop.graph import (
     copy_body,
     find_body,
     find_loops,
+    frame_rule,
     is_link,
     used_outputs,
 )
+from ksgen_core.loop.settings import ANY_COUNT, FrameRule
 
 VALUES: dict[str, Any] = {name: f"<{name}>" for name in OUTPUTS} | {"seed": 7, "frames": 17, "is_first": False}
 VALUES |= {name: ["step", slot] for slot, name in enumerate(PICTURES)} | {"loop": None}
@@ -305,6 +307,17 @@ def test_frame_counts_that_a_node_cannot_make_are_refused_and_say_which_it_takes
         check_frames(graph, body_of(graph), {0: 5, 2: 8})
     with pytest.raises(KSGenError, match="step 1 would have 85 frames"):
         check_frames(graph, body_of(graph), {0: 85})
+
+
+def test_the_most_exacting_node_says_which_frame_counts_are_made():
+    body = {
+        "clip": node("Film", image=out("key_image"), amount=out("frames")),
+        "more": node("Repeat", image=["clip", 0], amount=out("frames")),
+    }
+    graph = loop_graph(body, ["more", 0])
+    assert frame_rule(graph, body_of(graph)) == FrameRule(1, 4)
+    graph = loop_graph({"clip": node("Film", image=out("key_image"), amount=5)}, ["clip", 0])
+    assert frame_rule(graph, body_of(graph)) == ANY_COUNT
 
 
 def test_frame_counts_of_nodes_that_take_any_or_a_constant_are_not_looked_at():

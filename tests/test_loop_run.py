@@ -19,10 +19,12 @@ from ksgen_core.cache import ResultCache
 from ksgen_core.errors import KSGenError
 from ksgen_core.loop.run import Loop
 from ksgen_core.loop.settings import (
+    ANY_COUNT,
     CLIPS,
     COUNTED_SEED,
     KEY_IMAGES,
     SAME_SEED,
+    FrameRule,
     LoopSettings,
     chosen_steps,
 )
@@ -352,16 +354,25 @@ def test_no_text_means_all():
 @settings(max_examples=300)
 @given(st.floats(0.01, 600), st.floats(0.1, 240), st.integers(1, 16))
 def test_frame_counts_are_the_nearest_that_the_model_can_make(seconds, fps, frame_step):
-    count = LoopSettings(seconds=seconds, fps=fps, frame_step=frame_step).frames(None)
+    count = LoopSettings(seconds=seconds, fps=fps, frame_step=frame_step).frames(None, FrameRule(5, 17))
     assert count % frame_step == 1 % frame_step and count >= 1 + frame_step
     wished = seconds * fps
     assert abs(count - wished) <= frame_step / 2 + 1e-9 * wished or (count == 1 + frame_step and wished < count)
 
 
+@given(st.floats(0.01, 600), st.floats(0.1, 240), st.integers(1, 16), st.integers(1, 20))
+def test_without_a_step_of_its_own_frame_counts_are_those_of_the_node(seconds, fps, least, distance):
+    count = LoopSettings(seconds=seconds, fps=fps, frame_step=0).frames(None, FrameRule(least, distance))
+    fewest = least if least > 1 else 1 + distance
+    wished = seconds * fps
+    assert (count - least) % distance == 0 and count >= fewest > 1
+    assert abs(count - wished) <= distance / 2 + 1e-9 * wished or (count == fewest and wished < count)
+
+
 def test_a_step_may_have_its_own_length():
     loop = loop_of(edited(PLAN, 2, seconds=1.5), fps=16.0, seconds=5.0)
-    assert [loop.constants(k)["frames"] for k in (0, 1)] == [81, 25]
-    assert [loop.constants(k)["seconds"] for k in (0, 1)] == [5.0, 1.5]
+    assert [loop.constants(k, FrameRule(1, 4))["frames"] for k in (0, 1)] == [81, 25]
+    assert [loop.constants(k, FrameRule(1, 4))["seconds"] for k in (0, 1)] == [5.0, 1.5]
 
 
 def test_what_every_step_gives_exactly():
@@ -375,14 +386,14 @@ def test_what_every_step_gives_exactly():
     ]
     for k in range(3):
         place = {"number": k + 1, "is_first": k == 0, "is_last": k == 2}
-        assert loop.constants(k) == {**said[k], **common, **place}
+        assert loop.constants(k, FrameRule(1, 4)) == {**said[k], **common, **place}
 
 
 @pytest.mark.parametrize("seeds, wanted", [(SAME_SEED, [3, 3, 9, 3]), (COUNTED_SEED, [3, 4, 9, 6])])
 def test_seeds_are_those_of_the_plan_then_those_of_the_settings(seeds, wanted):
     plan = planned("a", "b", "c", "d")
     loop = loop_of(edited(plan, 3, seed=9), seeds=seeds)
-    assert [step.seed for step in loop.plan.steps] == wanted == [loop.constants(k)["seed"] for k in range(4)]
+    assert [step.seed for step in loop.plan.steps] == wanted == [loop.constants(k, ANY_COUNT)["seed"] for k in range(4)]
     zero = loop_of(edited(plan, 3, seed=0), seeds=seeds)
     assert zero.plan.steps[2].seed == 0, "0 is a seed like others"
 
@@ -431,7 +442,7 @@ def test_pictures_that_do_not_fit_are_refused(given, says):
     "wrong",
     [
         {"makes": "films"}, {"seeds": "any"}, {"seconds": 0}, {"seconds": 601}, {"seconds": float("nan")}, {"fps": 0},
-        {"fps": float("inf")}, {"frame_step": 0},
+        {"fps": float("inf")}, {"frame_step": -1},
     ],
 )  # fmt: skip
 def test_settings_refuse_nonsense(wrong):

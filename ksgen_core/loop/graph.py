@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeGuard
 
 from ..errors import KSGenError
+from .settings import ANY_COUNT, FrameRule
 
 Node = Mapping[str, Any]
 Link = tuple[str, int]
@@ -242,21 +243,31 @@ def copy_body(graph: Graph, body: Body, prefix: str, values: Mapping[str, Any], 
     return Copy(nodes, (result[0], int(result[1])), {name: name[len(prefix) :] for name in nodes})
 
 
+def frame_rule(graph: Graph, body: Body) -> FrameRule:
+    """The frame counts that the nodes take which the start's frame count goes to directly: of the most exacting one."""
+    rules = [FrameRule(least, distance) for _, _, (least, _, distance) in _frame_inputs(graph, body)]
+    return max(rules, key=lambda rule: rule.distance, default=ANY_COUNT)
+
+
 def check_frames(graph: Graph, body: Body, frames: Mapping[int, int]) -> None:
     """Raise `KSGenError` if a node of the body cannot make the frame count of a step (number from 0)."""
+    for class_type, name, (least, most, distance) in _frame_inputs(graph, body):
+        for step, count in frames.items():
+            if not least <= count <= most or (count - least) % distance:
+                raise KSGenError(
+                    f"{class_type} takes {least}, {least + distance}, {least + 2 * distance} and so on, at most "
+                    f"{most}, as its {name}, but step {step + 1} would have {count} frames. Set frame step of 'Step "
+                    "Loop Start' to 0, which goes by what the nodes take, or change the seconds or the fps."
+                )
+
+
+def _frame_inputs(graph: Graph, body: Body) -> Iterator[tuple[str, str, tuple[int, int, int]]]:
+    """Where the start's frame count goes to: class of the node, name of the input, which numbers it takes."""
     for one in body.nodes:
         node = graph.node(one)
         for name, source, slot in links(node):
-            if source != body.start or OUTPUTS[slot] != "frames" or not (taken := graph.steps_of(node, name)):
-                continue
-            least, most, distance = taken
-            for step, count in frames.items():
-                if not least <= count <= most or (count - least) % distance:
-                    raise KSGenError(
-                        f"{node['class_type']} takes {least}, {least + distance}, {least + 2 * distance} and so on, at "
-                        f"most {most}, as its {name}, but step {step + 1} would have {count} frames. Set the frame "
-                        f"step of 'Step Loop Start' to {distance}, or other seconds."
-                    )
+            if source == body.start and OUTPUTS[slot] == "frames" and (taken := graph.steps_of(node, name)):
+                yield node["class_type"], name, taken
 
 
 def _missing(nodes: Mapping[str, Node], left_out: set[str], originals: Mapping[str, Node]) -> dict[str, set[str]]:

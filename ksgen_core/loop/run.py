@@ -11,8 +11,8 @@ from ..cache import Result, ResultCache
 from ..errors import KSGenError
 from ..types import KeyStep, Plan, with_seeds
 from . import keys
-from .graph import LOOP, PICTURES, STEP, Body, Copy, Graph, check_frames, copy_body, used_outputs
-from .settings import COUNTED_SEED, KEY_IMAGES, LoopSettings, chosen_steps
+from .graph import LOOP, PICTURES, STEP, Body, Copy, Graph, check_frames, copy_body, frame_rule, used_outputs
+from .settings import COUNTED_SEED, KEY_IMAGES, FrameRule, LoopSettings, chosen_steps
 
 if TYPE_CHECKING:
     import torch
@@ -64,8 +64,9 @@ class Loop:
             plan = replace(plan, steps=tuple(steps))
         return cls(plan, settings, image, key_images)
 
-    def constants(self, k: int) -> dict[str, str | int | float | bool]:
-        """What step k (from 0) gives that is no picture, by the name of the output."""
+    def constants(self, k: int, rule: FrameRule) -> dict[str, str | int | float | bool]:
+        """What step k (from 0) gives that is no picture, by the name of the output; `rule` says which frame counts
+        the nodes take."""
         steps, step = self.plan.steps, self.plan.steps[k]
         last = steps[k - 1] if k else None
         return {
@@ -75,7 +76,7 @@ class Loop:
             "previous_text": last.text if last else "",
             "seed": step.seed or 0,
             "seconds": step.seconds or self.settings.seconds,
-            "frames": self.settings.frames(step.seconds),
+            "frames": self.settings.frames(step.seconds, rule),
             "fps": self.settings.fps,
             "number": k + 1,
             "count": len(steps),
@@ -125,7 +126,8 @@ def look_up(
     """
     chosen = chosen_steps(loop.settings.steps, len(loop.plan.steps))
     signatures, used = keys.Signatures(graph, once), used_outputs(graph, body)
-    check_frames(graph, body, {k: loop.settings.frames(loop.plan.steps[k].seconds) for k in sorted(chosen)})
+    rule = frame_rule(graph, body)
+    check_frames(graph, body, {k: loop.settings.frames(loop.plan.steps[k].seconds, rule) for k in sorted(chosen)})
     first = loop.picture("image", 0)
     start = keys.picture_digest(first) if first is not None else ""
     runs: list[StepRun] = []
@@ -145,7 +147,7 @@ def look_up(
                 contents[name] = keys.digest([name, carried])
             elif (picture := loop.picture(name, k)) is not None:
                 contents[name] = start if name not in OWN else keys.picture_digest(picture)
-        copy = _copy(graph, body, loop, k, contents, carried)
+        copy = _copy(graph, body, loop, k, rule, contents, carried)
         key = keys.digest([keys.FORMAT, loop.settings.makes, loop.settings.fps, signatures.of(copy)])
         if step.lock and (kept := cache.last(address)) is not None and (result := cache.find(kept)) is not None:
             key = kept
@@ -166,10 +168,12 @@ def _address(loop: Loop, step: KeyStep, start: str, time: int) -> str:
     return keys.digest([settings.makes, settings.name, loop.plan.goal, start, step.text, time])
 
 
-def _copy(graph: Graph, body: Body, loop: Loop, k: int, contents: dict[str, str], carried: str) -> Copy:
+def _copy(
+    graph: Graph, body: Body, loop: Loop, k: int, rule: FrameRule, contents: dict[str, str], carried: str
+) -> Copy:
     """The body for step k, with a node that gives its pictures, whose contents are named."""
     pictures = own_id(body.end, k, "step")
-    values: dict[str, Any] = {**loop.constants(k), LOOP: None}
+    values: dict[str, Any] = {**loop.constants(k, rule), LOOP: None}
     values |= {name: [pictures, PICTURES.index(name)] if name in contents else None for name in PICTURES}
     copy = copy_body(graph, body, f"{body.end}.{k + 1}.", values, k)
     if contents:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..errors import KSGenError
 
@@ -14,6 +15,15 @@ SAME_SEED = "the same for every step"
 COUNTED_SEED = "seed + step number"
 SEEDS = (SAME_SEED, COUNTED_SEED)
 
+
+class FrameRule(NamedTuple):
+    """Which frame counts a node takes: the least, and the distance from one to the next."""
+
+    least: int
+    distance: int
+
+
+ANY_COUNT = FrameRule(1, 1)
 _RANGE = re.compile(r"(\d{1,9})(?:\s*-\s*(\d{1,9}))?")
 
 
@@ -22,8 +32,9 @@ class LoopSettings:
     """How a loop goes through a plan.
 
     `makes` says what a step's result is. `name` tells several loops of one graph apart. `seconds` is the length of a
-    clip whose step names none. Frame counts are `frame_step` times a number plus 1: video models that pack time by 4
-    or 8 ask for that. `steps` are the steps to make, as in "2, 4-6"; empty means all.
+    clip whose step names none. Frame counts are `frame_step` times a number plus 1, as video models that pack time by 4
+    or 8 want them; 0 means what the nodes want that the count goes to. `steps` are the steps to make, as in "2, 4-6";
+    empty means all.
     """
 
     makes: str = CLIPS
@@ -32,7 +43,7 @@ class LoopSettings:
     seeds: str = SAME_SEED
     seconds: float = 2.0
     fps: float = 16.0
-    frame_step: int = 4
+    frame_step: int = 0
     steps: str = ""
 
     def __post_init__(self) -> None:
@@ -40,13 +51,17 @@ class LoopSettings:
             raise ValueError(f"makes must be one of {MAKES}, got {self.makes!r}")
         if self.seeds not in SEEDS:
             raise ValueError(f"seeds must be one of {SEEDS}, got {self.seeds!r}")
-        if not (0 < self.seconds <= 600 and 0 < self.fps <= 240 and self.frame_step >= 1):
+        if not (0 < self.seconds <= 600 and 0 < self.fps <= 240 and self.frame_step >= 0):
             raise ValueError(f"seconds, fps and frame_step out of range: {self}")
 
-    def frames(self, seconds: float | None) -> int:
-        """The frame count that a clip of so many seconds comes nearest to, at least 1 + `frame_step`."""
+    def frames(self, seconds: float | None, wanted: FrameRule) -> int:
+        """The frame count that a clip of so many seconds comes nearest to, by `frame_step` or, if that is 0, of those
+        that the nodes want."""
+        least, distance = FrameRule(1, self.frame_step) if self.frame_step else wanted
         wished = (seconds or self.seconds) * self.fps
-        return self.frame_step * max(1, round((wished - 1) / self.frame_step)) + 1
+        # One frame is no clip.
+        fewest = 0 if least > 1 else 1
+        return least + distance * max(fewest, round((wished - least) / distance))
 
 
 def chosen_steps(text: str, count: int) -> frozenset[int]:

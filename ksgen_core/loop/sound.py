@@ -32,6 +32,8 @@ def add_sound(pictures: Path, target: Path, waveform: torch.Tensor, rate: int) -
     with av.open(str(pictures)) as source, av.open(str(target), "w", options=exact) as film:
         film.metadata.update(source.metadata)  # the exact rate is there: Matroska itself counts milliseconds
         video = film.add_stream_from_template(source.streams.video[0])
+        # Packets get their length from it; without, a player may not show the last one.
+        video.codec_context.framerate = source.streams.video[0].average_rate
         sound = film.add_stream("flac", rate=rate, layout=layout, format="s32")
         for packet in source.demux(video=0):
             if packet.dts is not None:

@@ -54,9 +54,9 @@ def start(**inputs: Any) -> dict:
         "name": "",
         "seed": 1,
         "seeds": "the same for every step",
-        "seconds": 0.5,
+        "seconds": 0.6,
         "fps": 8.0,
-        "frame_step": 4,
+        "frame_step": 0,
         "steps": "",
     }
     return node("KSGenStepLoopStart", **{**settings, **inputs})

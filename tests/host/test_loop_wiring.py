@@ -215,7 +215,10 @@ def test_a_server_that_is_killed_loses_only_the_step_in_work(tmp_path: Path, see
         ({"end": {"result": ["picture", 0]}}, "uses nothing of a step"),
         ({"draw": {"text": "always the same"}, "noise": {"seed": 1, "image": ["draw", 0]}}, "uses nothing of a step"),
         ({"start": {"steps": "two"}}, "'two' is no step"),
-        ({"ltx": {"length": ["start", 12]}}, "EmptyLTXVLatentVideo takes 1, 9, 17 and so on"),
+        (
+            {"start": {"frame_step": 4}, "ltx": {"length": ["start", 12]}},
+            "EmptyLTXVLatentVideo takes 1, 9, 17 and so on",
+        ),
         ({"start": {"steps": "4-7"}}, "the plan has the steps 1 to 6"),
         ({"start": {"makes": "key images", "image": ["two", 0]}}, "One initial picture"),
     ],
