@@ -193,8 +193,7 @@ def long_loop(count: int, seed: int) -> Prompt:
         "frames": node("RepeatImageBatch", image=["start", 8], amount=["start", 12]),
         "noise": node("ImageAddNoise", image=["frames", 0], seed=["start", 10], strength=0.05),
         "end": node("KSGenStepLoopEnd", loop=["start", 0], result=["noise", 0]),
-        "join": node("KSGenJoinClips", clips=["end", 0], plan=["end", 2]),
-        "save": node("SaveVideo", video=["join", 0], filename_prefix="loop", format="auto", codec="auto"),
+        "save": node("KSGenSaveFilm", clips=["end", 0], plan=["end", 2], filename_prefix="loop"),
     }
 
 
