@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from ..ksgen_core.clips.settings import RenderSettings
     from ..ksgen_core.clips.wan_diffusers import ClipModel
+    from ..ksgen_core.film.join import FilmSettings
     from ..ksgen_core.pipeline import StepClip, Update
     from ..ksgen_core.types import Clip, Plan
 
@@ -184,9 +185,12 @@ class KSGenJoinClips(io.ComfyNode):
         cross_fade: float = 0.0,
         titles: bool = False,
         subtitles: bool = True,
+        overlap: int = 0,
     ) -> io.NodeOutput:
+        from ..ksgen_core.film.join import FilmSettings
+
         path = host.temp_file("ksgen_skill.mp4")
-        join_clips(path, clips, plan, cross_fade, titles, subtitles)
+        join_clips(path, clips, plan, FilmSettings(cross_fade, titles, subtitles, overlap))
         return io.NodeOutput(InputImpl.VideoFromFile(str(path)))
 
 
@@ -220,19 +224,27 @@ def film_inputs() -> list[io.Input]:
             optional=True,
             tooltip="With a plan, add its texts as subtitles that players show on demand.",
         ),
+        io.Int.Input(
+            "overlap",
+            display_name="overlap frames",
+            default=0,
+            min=0,
+            max=64,
+            optional=True,
+            tooltip="How many frames each clip repeats from the end of the clip before; they are left out. 1 if every "
+            "clip starts from the last frame of the previous one.",
+        ),
     ]
 
 
-def join_clips(
-    path: Path, clips: tuple[Clip, ...], plan: Plan | None, cross_fade: float, titles: bool, subtitles: bool
-) -> None:
+def join_clips(path: Path, clips: tuple[Clip, ...], plan: Plan | None, settings: FilmSettings) -> None:
     """Write the film, while the host shows progress and may cancel."""
     from ..ksgen_core.errors import KSGenError
-    from ..ksgen_core.film.join import FilmSettings, join
+    from ..ksgen_core.film.join import join
 
     if plan is not None:
         check_clips(plan, clips)
-    elif titles:
+    elif settings.titles:
         raise KSGenError("Titles show the texts of a plan, and none is connected. Connect it, or turn titles off.")
     texts = None if plan is None else [step.text for step in plan.steps]
-    host.finish(join(path, clips, texts, FilmSettings(cross_fade, titles, subtitles)))
+    host.finish(join(path, clips, texts, settings))

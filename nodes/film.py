@@ -49,14 +49,16 @@ class KSGenSaveFilm(io.ComfyNode):
         cross_fade: float = 0.0,
         titles: bool = False,
         subtitles: bool = True,
+        overlap: int = 0,
         filename_prefix: str,
     ) -> io.NodeOutput:
         from ..ksgen_core.film.join import FilmSettings, spans
         from ..ksgen_core.film.subtitles import write_subtitles
 
         path = host.output_file(filename_prefix, ".mp4")
-        join_clips(path, clips, plan, cross_fade, titles, subtitles)
+        settings = FilmSettings(cross_fade, titles, subtitles, overlap)
+        join_clips(path, clips, plan, settings)
         if plan is not None and subtitles:
-            write_subtitles(path, spans(clips, FilmSettings(cross_fade)), [step.text for step in plan.steps])
+            write_subtitles(path, spans(clips, settings), [step.text for step in plan.steps])
         shown = ui.PreviewVideo([host.saved_file(path)])
         return io.NodeOutput(InputImpl.VideoFromFile(str(path)), str(path), ui=shown)

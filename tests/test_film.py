@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ksgen_core.errors import KSGenError
+from ksgen_core.film.audio import sound
 from ksgen_core.film.join import FilmSettings, Joined, join, lay_out, spans, write_video
 from ksgen_core.film.pictures import pictures
 from ksgen_core.types import Clip
@@ -25,9 +26,9 @@ from ksgen_core.video import measure, open_clip, read_video, write_lossless
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def shown(clips, fade=0.0, titles=None) -> list[np.ndarray]:
+def shown(clips, fade=0.0, titles=None, overlap=0) -> list[np.ndarray]:
     """The film's pictures before they are encoded."""
-    parts = lay_out(clips, FilmSettings(fade))
+    parts = lay_out(clips, FilmSettings(fade, overlap=overlap))
     rate = max(part.rate for part in parts)
     total = int(parts[-1].end * rate + Fraction(1, 2))
     return list(pictures(parts, rate, total, (parts[0].height, parts[0].width), titles))
@@ -96,6 +97,61 @@ def test_at_several_rates_each_clip_shows_the_frame_of_its_time():
     film = greys(shown(many))
     assert len(film) == round(99 / 8 * 30 + 2)
     assert all(value == n * 8 // 30 for n, value in enumerate(film[:371])), "no rounding adds up"
+
+
+# ------------------------------------------------------------------------------------------------- overlap
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.sampled_from([8, 12.5, 23.976, 30000 / 1001])), min_size=1, max_size=5),
+    st.integers(1, 9),
+    st.integers(0, 3),
+    st.floats(0, 0.5),
+)
+def test_with_an_overlap_the_film_is_that_of_clips_without_their_first_frames(others, count, overlap, share):
+    lengths = [(count, 8.0), *((overlap + n, fps) for n, fps in others)]
+    clips = [grey_film(range(40 * k, 40 * k + n), fps) for k, (n, fps) in enumerate(lengths)]
+    cut = [clips[0], *(Clip.of(clip.frames[overlap:], clip.fps) for clip in clips[1:])]
+    fade = share * min(len(clip.frames) / clip.fps for clip in cut)
+    assert greys(shown(clips, fade, overlap=overlap)) == greys(shown(cut, fade))
+    assert spans(clips, FilmSettings(fade, overlap=overlap)) == spans(cut, FilmSettings(fade))
+
+
+def test_chained_clips_show_every_frame_once_with_chapters_and_subtitles_at_their_time(tmp_path):
+    clips = [grey_film(range(4 * k, 4 * k + 5)) for k in range(3)]
+    assert greys(shown(clips, overlap=1)) == list(range(13))
+    write_video(tmp_path / "film.mp4", clips, ["a", "b", "c"], FilmSettings(overlap=1))
+    with av.open(str(tmp_path / "film.mp4")) as file:
+        video, words = file.streams.video[0], file.streams.subtitles[0]
+        assert (video.frames, video.duration * video.time_base) == (13, Fraction(13, 8))
+        chapters = [(c["start"] * c["time_base"], c["end"] * c["time_base"]) for c in file.chapters()]
+        cues = [packet.pts * words.time_base for packet in file.demux(words) if packet.size > 2]
+    assert chapters == [(0, Fraction(5, 8)), (Fraction(5, 8), Fraction(9, 8)), (Fraction(9, 8), Fraction(13, 8))]
+    assert cues == [0, Fraction(5, 8), Fraction(9, 8)]
+
+
+def test_the_sound_of_left_out_frames_is_left_out_too(tmp_path):
+    paths = [write_with_sound(tmp_path / "a.mp4", 1.0), write_with_sound(tmp_path / "b.mp4", 1.0, 1000.0, 44100)]
+    clips = [open_clip(path) for path in paths]
+    whole = np.concatenate(list(sound(lay_out(clips, FilmSettings()))), axis=1)
+    film = np.concatenate(list(sound(lay_out(clips, FilmSettings(overlap=3)))), axis=1)
+    assert whole.shape[1] - film.shape[1] == 3 * 6000, "3 / 8 s"
+    assert (film == np.concatenate([whole[:, :48000], whole[:, 48000 + 3 * 6000 :]], axis=1)).all()
+    write_video(tmp_path / "film.mp4", clips, settings=FilmSettings(overlap=3))
+    assert sound_of(tmp_path / "film.mp4")[1]["seconds"] == Fraction(13, 8)
+
+
+def test_an_overlap_that_leaves_nothing_of_a_clip_is_refused_before_anything_is_written(tmp_path):
+    clips = [grey_film([0]), grey_film([0] * 4), grey_film([0] * 3)]
+    with pytest.raises(KSGenError, match=r"Clip 3 has 3 frames.*overlap of 3.*at most 2"):
+        write_video(tmp_path / "film.mp4", clips, settings=FilmSettings(overlap=3))
+    assert not list(tmp_path.iterdir())
+    assert len(shown(clips, overlap=2)) == 1 + 2 + 1, "the first clip may be shorter"
+    with pytest.raises(KSGenError, match=r"Clip 2 lasts 0\.25 s without the overlap"):
+        spans([grey_film([0] * 4)] * 2, FilmSettings(0.2, overlap=2))
+    with pytest.raises(KSGenError, match="0 frames"):
+        FilmSettings(overlap=-1)
 
 
 # ------------------------------------------------------------------------------------------------ pictures
@@ -256,6 +312,12 @@ def test_a_chapters_name_fits_the_format(tmp_path):
     write_video(tmp_path / "film.mp4", [grey_film([9, 9])] * 2, ["切" * 200, "two\nlines"])
     with av.open(str(tmp_path / "film.mp4")) as file:
         assert [c["metadata"]["title"] for c in file.chapters()] == ["1. " + "切" * 84, "2. two lines"]
+
+
+def test_more_chapters_than_neros_list_can_count_are_all_there(tmp_path):
+    write_video(tmp_path / "film.mp4", [grey_film([9])] * 300)
+    with av.open(str(tmp_path / "film.mp4")) as file:
+        assert [c["metadata"]["title"] for c in file.chapters()] == [f"Step {k + 1}" for k in range(300)]
 
 
 def test_an_old_pyav_makes_a_film_without_chapters_and_says_so(tmp_path, monkeypatch, caplog):

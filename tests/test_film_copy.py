@@ -86,8 +86,15 @@ def test_what_is_not_safe_to_copy_is_encoded(tmp_path):
         assert not copies([others[why]]), why
 
 
-def test_a_cross_fade_or_titles_are_not_lost(tmp_path):
+def test_a_cross_fade_an_overlap_or_titles_are_not_lost(tmp_path):
     clips = [encode(tmp_path / f"{k}.mp4", moving(16, k)) for k in range(2)]
+    assert copies(clips)
+    write_video(tmp_path / "film.mp4", clips, settings=FilmSettings(overlap=3))
+    film, _ = read_video(tmp_path / "film.mp4")
+    wanted = torch.cat([clips[0].frames, clips[1].frames[3:]])
+    assert len(film) == 29 and (film - wanted).abs().mean() < 0.03
+    write_video(tmp_path / "film.mp4", clips[:1], settings=FilmSettings(overlap=3))
+    assert read_video(tmp_path / "film.mp4")[0].equal(clips[0].frames), "one clip repeats nothing and is copied"
     write_video(tmp_path / "film.mp4", clips, settings=FilmSettings(cross_fade=0.5))
     assert len(read_video(tmp_path / "film.mp4")[0]) == 28
     write_video(tmp_path / "film.mp4", clips, ["a", "b"], FilmSettings(titles=True))

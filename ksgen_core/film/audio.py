@@ -100,7 +100,8 @@ def sound(parts: Sequence[Part]) -> Generator[np.ndarray, None, None]:
 
 
 def _of_clip(part: Part, count: int) -> Generator[np.ndarray, None, None]:
-    """`count` samples of one clip's sound from its first picture on, piece by piece: cut, or followed by silence."""
+    """`count` samples of one clip's sound from its first picture in the film on, piece by piece: cut, or followed by
+    silence."""
     import av
     import numpy as np
 
@@ -123,7 +124,7 @@ def _of_clip(part: Part, count: int) -> Generator[np.ndarray, None, None]:
 
 
 def _decoded(part: Part) -> Generator[np.ndarray, None, None]:
-    """All of one file's sound from its first picture on, at 48 kHz in stereo."""
+    """All of one file's sound from its first picture in the film on, at 48 kHz in stereo."""
     import av
     import numpy as np
 
@@ -134,7 +135,7 @@ def _decoded(part: Part) -> Generator[np.ndarray, None, None]:
         # FFmpeg would make mono quieter on its way to stereo.
         layout = "mono" if stream.codec_context.layout.nb_channels == 1 else "stereo"
         resampler = av.AudioResampler(format="fltp", layout=layout, rate=SAMPLES)
-        begin = float((picture.start_time or 0) * picture.time_base)
+        begin = float((picture.start_time or 0) * picture.time_base + part.skip / part.rate)
         skip: int | None = None
         for frame in chain(file.decode(stream), [None]):
             if skip is None and frame is not None:

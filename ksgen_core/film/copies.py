@@ -24,7 +24,8 @@ def can_copy(parts: Sequence[Part]) -> bool:
     """Whether the packets of all clips, one after the other, are a film that every player shows frame by frame.
 
     For that they come from one encoder with the same settings, every clip can be decoded alone, and its pictures have
-    whole and even times. PyAV before 15 writes such films without what a decoder needs.
+    whole and even times and are all in the film: most pictures lean on the first ones. PyAV before 15 writes such films
+    without what a decoder needs.
     """
     import av
 
@@ -41,7 +42,7 @@ def can_copy(parts: Sequence[Part]) -> bool:
 
 def _kind(part: Part) -> tuple[Any, ...] | None:
     """What must be equal for a decoder to go on from one clip to the next; None if the clip cannot be copied."""
-    if part.clip.path is None:
+    if part.clip.path is None or part.skip:
         return None
     with opened(part.clip.path) as (file, stream):
         codec = stream.codec_context

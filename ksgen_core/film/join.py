@@ -8,6 +8,8 @@ The rules:
   in exact fractions, so that no rounding adds up. Film frame n shows, of each clip, the frame that is on at n / rate.
   So the film is as long as its clips, less the cross-fades, to within half a frame; at one rate without cross-fades
   every frame of every clip is there once.
+- Clips that begin with the last frames of the clip before do so once too often: with an overlap of n, the first n
+  frames of every clip but the first are left out, with their sound, before anything else is reckoned.
 - In a cross-fade pictures and sound are mixed evenly from the one to the other, a picture by the middle of its time.
 - A chapter and its subtitle reach from the middle of one cross-fade to the middle of the next.
 - Pictures of H.264 files of one kind are not encoded again if nothing is to be done to them: `copies`.
@@ -59,15 +61,19 @@ LONGEST_NAME = 255
 @dataclass(frozen=True)
 class FilmSettings:
     """How clips are joined: seconds of cross-fade, whether a step's text is drawn over the first two seconds of its
-    clip, and whether the film gets a track of subtitles, which players show on demand."""
+    clip, whether the film gets a track of subtitles, which players show on demand, and how many frames every clip after
+    the first begins with that the film does not show."""
 
     cross_fade: float = 0.0
     titles: bool = False
     subtitles: bool = True
+    overlap: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.cross_fade < math.inf:
             raise KSGenError(f"A cross-fade takes 0 seconds (none) or more, got {self.cross_fade}.")
+        if self.overlap < 0:
+            raise KSGenError(f"Clips overlap by 0 frames (not at all) or more, got {self.overlap}.")
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,8 @@ def join(
 
     `texts`, one per clip, name the chapters and make the subtitles and the titles; without them chapters are numbered
     and nothing is written over or under the picture. What cannot be done is refused before anything is written.
-    Raises `KSGenError` if a clip cannot be read, is too short for the cross-fade, or the disk does not take the film.
+    Raises `KSGenError` if a clip cannot be read, is too short for the overlap or the cross-fade, or the disk does not
+    take the film.
     """
     settings = settings or FilmSettings()
     if texts is not None and len(texts) != len(clips):
@@ -112,18 +119,28 @@ def spans(clips: Sequence[Clip], settings: FilmSettings | None = None) -> list[t
 
 
 def lay_out(clips: Sequence[Clip], settings: FilmSettings) -> tuple[Part, ...]:
-    """When each clip begins and ends in the film. Raises `KSGenError` for one that is too short for the cross-fade."""
+    """When each clip begins and ends in the film.
+
+    Raises `KSGenError` for one that is too short for the overlap or the cross-fade.
+    """
     if not clips:
         raise ValueError("a film needs at least one clip")
     fade = Fraction(settings.cross_fade).limit_denominator(10**6) if len(clips) > 1 else Fraction(0)
     parts, start = [], Fraction(0)
     for number, clip in enumerate(clips, 1):
         count, height, width = measure(clip)
-        part = Part(clip, count, height, width, as_rate(clip.fps), start)
-        if fade > part.seconds / 2:
+        skip = settings.overlap if number > 1 else 0
+        if skip >= count:
             raise KSGenError(
-                f"Clip {number} lasts {float(part.seconds):.3g} s, and the cross-fade of {float(fade):.3g} s is longer "
-                f"than half of it. Give a cross-fade of at most {float(part.seconds / 2):.3g} s, or a longer clip."
+                f"Clip {number} has {count} frame{'s' if count > 1 else ''}, of which an overlap of {skip} leaves none "
+                f"for the film. Give an overlap of at most {count - 1}, or a longer clip."
+            )
+        part = Part(clip, count - skip, height, width, as_rate(clip.fps), start, skip)
+        if fade > part.seconds / 2:
+            shown = " without the overlap" if skip else ""
+            raise KSGenError(
+                f"Clip {number} lasts {float(part.seconds):.3g} s{shown}, and the cross-fade of {float(fade):.3g} s is "
+                f"longer than half of it. Give one of at most {float(part.seconds / 2):.3g} s, or a longer clip."
             )
         parts.append(part)
         start = part.end - fade
@@ -222,7 +239,11 @@ def _subtitle_packets(
 def _set_chapters(
     file: OutputContainer, cuts: Sequence[subtitles.Span], texts: Sequence[str] | None, tick: Fraction
 ) -> None:
-    """One chapter per clip; players list them by these names."""
+    """One chapter per clip; players list them by these names.
+
+    FFmpeg writes them twice, as a track and as Nero's list. The list counts in one byte, so of a film with more than
+    255 steps it holds the first 255; the track, which players and FFmpeg read too, holds all.
+    """
     if not hasattr(file, "set_chapters"):
         log.warning("The film has no chapters: PyAV here is older than 16. Update it to have them.")
         return

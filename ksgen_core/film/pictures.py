@@ -26,7 +26,10 @@ TITLE_SECONDS = 2
 
 @dataclass(frozen=True)
 class Part:
-    """A clip's place in a film: it has `count` frames of `height` x `width` and begins at `start` seconds."""
+    """A clip's place in a film: `count` frames of `height` x `width`, the first at `start` seconds.
+
+    The `skip` frames that the clip has before them, and the sound of their time, are not in the film.
+    """
 
     clip: Clip
     count: int
@@ -34,6 +37,7 @@ class Part:
     width: int
     rate: Fraction
     start: Fraction
+    skip: int = 0
 
     @property
     def seconds(self) -> Fraction:
@@ -76,13 +80,13 @@ def _shown(
     index, picture = -1, None
     with closing(frames(part.clip)) as source:
         for time in (n / rate for n in range(math.ceil(part.start * rate), math.ceil(part.end * rate))):
-            wanted, raw = math.floor((time - part.start) * part.rate), None
+            wanted, raw = part.skip + math.floor((time - part.start) * part.rate), None
             while index < wanted:
                 raw = next(source, None)
                 if raw is None:
                     raise KSGenError(
-                        f"Clip {number} ({part.clip.path or 'in memory'}) should have {part.count} frames, but only "
-                        f"{index + 1} can be read. Make that clip again."
+                        f"Clip {number} ({part.clip.path or 'in memory'}) should have {part.skip + part.count} "
+                        f"frames, but only {index + 1} can be read. Make that clip again."
                     )
                 index += 1
             if raw is not None:

@@ -30,6 +30,13 @@ def test_a_saved_film_has_chapters_and_subtitles_in_it_and_beside_it(server: Ser
     assert path.with_suffix(".vtt").read_text(encoding="utf-8").startswith("WEBVTT")
 
 
+def test_subtitles_beside_the_film_know_of_the_overlap(server: Server):
+    path = server.file(server.run(film(plan=["plan", 0], overlap=4))["film"]["images"][0])
+    with av.open(str(path)) as file:
+        assert file.streams.video[0].frames == 12
+    assert "00:00:01,000 --> 00:00:01,500\npeel" in path.with_suffix(".srt").read_text(encoding="utf-8")
+
+
 def test_without_a_plan_nothing_lies_beside_the_film(server: Server):
     outputs = server.run(film())
     path = server.file(outputs["film"]["images"][0])

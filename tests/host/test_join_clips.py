@@ -56,6 +56,13 @@ def test_a_graph_saved_before_the_node_had_settings_still_runs(server: Server):
     assert (told["frames"], told["seconds"], told["subtitles"], told["sound"]) == (24, 3, [], 0)
 
 
+def test_frames_that_clips_repeat_are_left_out(server: Server):
+    told = told_of(saved(server, film(overlap=2)))
+    assert (told["frames"], told["seconds"]) == (20, Fraction(20, 8))
+    with pytest.raises(NodeFailed, match="Clip 2 has 8 frames"):
+        server.run(film(overlap=8))
+
+
 def test_the_plans_texts_go_with_the_film(server: Server):
     path = saved(server, film(plan=["plan", 0], cross_fade=0.25, titles=True))
     told = told_of(path)
