@@ -1,6 +1,6 @@
-"""The contact sheet: all steps of a storyboard in one picture, each a card with its number, text and pictures.
+"""Sheets: all steps of a storyboard in one picture, each a card with its number, text and pictures; frames of one film.
 
-Legend: H, W height and width in pixels of one picture; lengths are in pixels of the sheet.
+Legend: F frames, H, W height and width in pixels of one picture; lengths are in pixels of the sheet.
 """
 
 from __future__ import annotations
@@ -83,6 +83,31 @@ def sheet(plan: Plan, images: Sequence[torch.Tensor], clips: Sequence[Clip] | No
                     _arrow(draw, left - GAP // 2, y + head + 2 * GAP + size[1] // 2)
         y = bottom + GAP
     return pixels.from_pil(paper)
+
+
+def frame_sheet(frames: torch.Tensor, count: int, columns: int = 0) -> torch.Tensor:
+    """Frames `[F, H, W, 3]` -> `count` of them, evenly spread, side by side `[H', W', 3]`, in their size, without gaps.
+
+    The first and the last are among them; a `count` of 1 is the last. Of fewer frames all are shown. At most `columns`
+    stand in a row; with 0 the sheet fits into the smallest square and has the fewest empty cells, which are black.
+    """
+    if frames.ndim != 4 or not len(frames) or count < 1 or columns < 0:
+        raise ValueError(f"frames {tuple(frames.shape)}, count {count} and columns {columns} make no sheet")
+    last, (height, width) = len(frames) - 1, frames.shape[1:3]
+    count = min(count, len(frames))
+    chosen = [(2 * k * last + count - 1) // (2 * (count - 1)) for k in range(count)] if count > 1 else [last]
+
+    def size(across: int) -> tuple[int, int]:
+        """The longer side and the number of cells with `across` frames in a row."""
+        down = -(-count // across)
+        return max(across * width, down * height), across * down
+
+    across = min(columns, count) or min(range(1, count + 1), key=size)
+    paper = frames.new_zeros(-(-count // across) * height, across * width, frames.shape[3])
+    for k, number in enumerate(chosen):
+        y, x = k // across * height, k % across * width
+        paper[y : y + height, x : x + width] = frames[number]
+    return paper
 
 
 def _middle_and_end(frames: torch.Tensor) -> list[torch.Tensor]:

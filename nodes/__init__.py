@@ -10,6 +10,7 @@ from comfy_api.latest import ComfyExtension, io
 from . import host, language_models, libraries, loop_host
 from .clip_frames import KSGenClipFrames
 from .clips import KSGenCollectClips, KSGenJoinClips, KSGenRenderClips
+from .contact_sheet import KSGenContactSheet
 from .export import KSGenExportPage, KSGenSaveWebP
 from .film import KSGenSaveFilm
 from .keysteps import KSGenDrawKeySteps
@@ -51,6 +52,7 @@ NODES: list[type[io.ComfyNode]] = [
     KSGenLoopNext,
     KSGenExportPage,
     KSGenSaveWebP,
+    KSGenContactSheet,
 ]
 
 

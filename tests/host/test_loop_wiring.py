@@ -84,6 +84,34 @@ def test_frames_of_the_loop_are_those_of_the_same_nodes_by_hand(looping: Server,
     assert np.array_equal(looped, by_hand)
 
 
+def test_a_body_sees_how_the_previous_step_went_on_a_contact_sheet(looping: Server, seed: int):
+    def body(frames: list, suffix: str, noise: int | list) -> dict:
+        nodes = {
+            "sheet": node("KSGenContactSheet", frames=frames, count=4, columns=0),
+            "small": node(
+                "ImageScale", image=[f"sheet{suffix}", 0], upscale_method="area", width=64, height=48, crop="disabled"
+            ),
+            "frames": node("RepeatImageBatch", image=[f"small{suffix}", 0], amount=5),
+            "noise": node("ImageAddNoise", image=[f"frames{suffix}", 0], seed=noise, strength=0.5),
+        }
+        return {f"{name}{suffix}": one for name, one in nodes.items()}
+
+    prompt = loop(TEXTS6[:3], start={"seed": seed}) | body(["start", 9], "", ["start", 10])
+    prompt = {name: one for name, one in prompt.items() if name not in ("draw", "gate")}
+    for number in (1, 2, 3):
+        prompt[f"of{number}"] = node("KSGenClipFrames", clips=["end", 0], number=number, which="all frames")
+        prompt[f"see{number}"] = node("PreviewImage", images=[f"of{number}", 0])
+        before = [f"of{number - 1}", 0] if number > 1 else ["picture", 0]
+        prompt |= body(before, str(number), seed)
+        prompt[f"hand{number}"] = node("PreviewImage", images=[f"noise{number}", 0])
+    ran = run_well(looping, prompt)
+    assert ran.counts["sheet"] == 3
+    for number in (1, 2, 3):
+        looped = read_pictures(looping, ran.outputs[f"see{number}"]["images"])
+        by_hand = read_pictures(looping, ran.outputs[f"hand{number}"]["images"])
+        assert looped.shape == (5, 48, 64, 3) and np.array_equal(looped, by_hand)
+
+
 def test_key_images_begin_with_the_given_picture_and_carry(looping: Server, seed: int):
     prompt = loop(carry=True, start={"seed": seed, "makes": "key images"}, noise={"image": ["draw", 0]})
     del prompt["frames"], prompt["gate"], prompt["firsts"]

@@ -36,6 +36,7 @@ IDS = [
     "KSGenLoopNext",
     "KSGenExportPage",
     "KSGenSaveWebP",
+    "KSGenContactSheet",
 ]
 """Saved workflows name these: an id may be added, never renamed or removed."""
 
