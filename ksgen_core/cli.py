@@ -1,4 +1,4 @@
-"""The command line: `ksgen run`, `demo`, `plan`, `library`, `cache`, `score`, `train`, `bench`.
+"""The command line: `ksgen run`, `demo`, `plan`, `library`, `cache`, `export`, `score`, `train`, `bench`.
 
 Everything that needs torch is imported inside the command that uses it, so that `--help` answers at once.
 """
@@ -40,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and give the exit status: 0 done, 1 an error the user can mend, 130 stopped by Ctrl-C."""
     words = list(sys.argv[1:] if argv is None else argv)
     parser = _parser()
-    # What follows `library`, `cache`, `score` or the name of a trainer or a benchmark is its own, `--help` included.
-    own = words[1:] if words[:1] in (["library"], ["cache"], ["score"]) else []
+    # What follows one of these, or the name of a trainer or a benchmark, is its own, `--help` included.
+    own = words[1:] if words[:1] in (["library"], ["cache"], ["export"], ["score"]) else []
     if words[:1] in (["train"], ["bench"]) and words[1:] and words[1][:1] != "-":
         own = words[2:]
     args = parser.parse_args(words[: len(words) - len(own)])
@@ -88,6 +88,8 @@ def _parser() -> argparse.ArgumentParser:
     library.set_defaults(command=_library)
     cache = commands.add_parser("cache", help="list, clear and verify the results of step loops", add_help=False)
     cache.set_defaults(command=_cache)
+    export = commands.add_parser("export", help="make a page, a moving picture or a film of a folder", add_help=False)
+    export.set_defaults(command=_export)
     score = commands.add_parser("score", help="score planners against plans that people followed", add_help=False)
     score.set_defaults(command=_score)
     train = commands.add_parser("train", help="train the embedded models from nothing", add_help=False)
@@ -356,6 +358,12 @@ def _cache(_args: argparse.Namespace, own: Sequence[str]) -> int:
     from .cli_cache import main as cache
 
     return cache(list(own))
+
+
+def _export(_args: argparse.Namespace, own: Sequence[str]) -> int:
+    from .cli_export import main as export
+
+    return export(list(own))
 
 
 def _score(_args: argparse.Namespace, own: Sequence[str]) -> int:
