@@ -7,11 +7,15 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import av.subtitles.codeccontext
 import numpy as np
 import torch
 
 from ksgen_core.pixels import from_uint8
 from ksgen_core.types import Clip
+
+SUBTITLE_TRACKS = int(hasattr(av.subtitles.codeccontext.SubtitleCodecContext, "subtitle_header"))
+"""How many a film has: PyAV before 17 cannot write any."""
 
 
 def grey_film(values: Iterable[int], fps: float = 8.0, size: int = 16) -> Clip:

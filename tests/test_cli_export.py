@@ -8,7 +8,7 @@ from shutil import copytree
 
 import av
 import pytest
-from film_files import grey_film
+from film_files import SUBTITLE_TRACKS, grey_film
 from PIL import Image
 from small_stages import blobs
 
@@ -84,7 +84,7 @@ def test_a_new_film_has_what_is_asked_for(board, capsys):
         for chapter, (start, end) in zip(film.chapters(), cuts, strict=True):
             assert abs(chapter["start"] * chapter["time_base"] - start) <= Fraction(1, 1000)
             assert abs(chapter["end"] * chapter["time_base"] - end) <= Fraction(1, 1000)
-        assert len(film.streams.subtitles) == 1
+        assert len(film.streams.subtitles) == SUBTITLE_TRACKS
     assert "00:00:00,562 --> 00:00:00,938\nBoil <" in (board / "film.srt").read_text(encoding="utf-8")
     frames, _ = read_video(board / "film.mp4")
     assert frames[0].max() > 0.5, "the first frame is black but for its title"

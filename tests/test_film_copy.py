@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from film_files import sound_of, write_with_sound
+from film_files import SUBTITLE_TRACKS, sound_of, write_with_sound
 
 from ksgen_core.film.copies import can_copy
 from ksgen_core.film.join import FilmSettings, lay_out, write_video
@@ -53,7 +53,7 @@ def test_clips_of_one_kind_come_through_bit_for_bit_each_frame_at_its_time(tmp_p
         times = [frame.pts * Fraction(stream.time_base or 0) * rate for frame in file.decode(stream)]
         assert times == list(range(30))
         assert stream.duration * Fraction(stream.time_base or 0) == Fraction(30) / rate
-        assert len(file.chapters()) == 3 and len(file.streams.subtitles) == 1
+        assert len(file.chapters()) == 3 and len(file.streams.subtitles) == SUBTITLE_TRACKS
 
 
 def test_a_clip_of_our_own_is_kept_as_it_is_with_its_sound(tmp_path):

@@ -68,5 +68,6 @@ def test_a_reader_of_the_format_shows_the_text(text):
             (packet,) = packets
             assert (packet.pts * packet.time_base, packet.duration * packet.time_base) == (0, Fraction(3, 2))
             (cue,) = packet.decode()
-            said = cue.dialogue.decode() if isinstance(cue.dialogue, bytes) else cue.dialogue
+            # Not `cue.dialogue`: PyAV before 18 takes it apart as signed bytes.
+            said = cue.ass.decode().split(",", 8)[8]
         assert said.replace("\r", "").replace("\\N", "\n").replace(JOINER, "").replace("\\{", "{").strip() == text, name
