@@ -16,7 +16,8 @@ app.registerExtension({
     const executed = node.onExecuted;
     node.onExecuted = function (output) {
       executed?.apply(this, arguments);
-      area.value = (output?.text ?? []).join("\n");
+      // A loop's end that the host remembers as a whole says nothing anew.
+      if (output?.text) area.value = output.text.join("\n");
     };
     if (node.comfyClass !== "KSGenEditPlan") return;
     const takeOver = () => {
