@@ -51,7 +51,7 @@ class KSGenExportPage(io.ComfyNode):
 
         images = pictures_of(plan, key_images, clips)
         path = host.output_file(filename_prefix, ".html")
-        write_page(path, plan, images, clips, progress=host.show_progress)
+        write_page(path, plan, images, clips, progress=host.progress())
         return io.NodeOutput(str(path), ui=ui.PreviewText(str(path)))
 
 
@@ -92,5 +92,5 @@ class KSGenSaveWebP(io.ComfyNode):
         from ..ksgen_core.export.animation import write_webp
 
         path = host.output_file(filename_prefix, ".webp")
-        write_webp(path, clips, width=width or None, quality=quality, progress=host.show_progress)
+        write_webp(path, clips, width=width or None, quality=quality, progress=host.progress())
         return io.NodeOutput(str(path), ui=ui.SavedImages([host.saved_file(path)], is_animated=True))

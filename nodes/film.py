@@ -55,7 +55,7 @@ class KSGenSaveFilm(io.ComfyNode):
         from ..ksgen_core.film.join import FilmSettings, spans
         from ..ksgen_core.film.subtitles import write_subtitles
 
-        path = host.output_file(filename_prefix, ".mp4")
+        path = host.output_file(filename_prefix, ".mp4", ".srt", ".vtt")
         settings = FilmSettings(cross_fade, titles, subtitles, overlap)
         join_clips(path, clips, plan, settings)
         if plan is not None and subtitles:

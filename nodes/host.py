@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import shutil
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -220,13 +220,29 @@ def watch(events: Iterator[Update | Writing | Done], parts: int = 1) -> Iterator
             bar.update_absolute(before + event.number, max(event.total * parts, before + event.total), preview)
 
 
-def show_progress(number: int, total: int) -> None:
-    """Show how far the work of a node is; the host may cancel it here."""
+def progress() -> Callable[[int, int], None]:
+    """What shows how far the work of a node is, called with how much is done, of how much; the host may cancel at
+    every call.
+
+    One bar for all calls: what is too little or too soon after the last the bar keeps from the browser, frame by frame.
+    """
     import comfy.utils
     from comfy.model_management import throw_exception_if_processing_interrupted
 
-    throw_exception_if_processing_interrupted()
-    comfy.utils.ProgressBar(total).update_absolute(number, total)
+    bar: Any = None
+
+    def show(number: int, total: int) -> None:
+        nonlocal bar
+        throw_exception_if_processing_interrupted()
+        bar = bar or comfy.utils.ProgressBar(total)
+        bar.update_absolute(number, total)
+
+    return show
+
+
+def show_progress(number: int, total: int) -> None:
+    """Show once how far the work of a node is; the host may cancel it here. For many calls there is `progress`."""
+    progress()(number, total)
 
 
 def finish(events: Generator[Joined, None, None]) -> None:
@@ -234,9 +250,10 @@ def finish(events: Generator[Joined, None, None]) -> None:
 
     Closing `events` when the host's interrupt goes through takes away what was written of the film.
     """
+    show = progress()
     with closing(events):
         for event in events:
-            show_progress(event.number, event.total)
+            show(event.number, event.total)
 
 
 def _preview(event: Update) -> tuple[str, Any, int] | None:
@@ -263,20 +280,26 @@ def temp_file(name: str) -> Path:
 
 def output_folder(prefix: str) -> Path:
     """A folder in the host's output folder that does not exist yet: `<prefix>_00001` and so on."""
+    return _free(prefix, "")
+
+
+def output_file(prefix: str, suffix: str, *beside: str) -> Path:
+    """A file in the host's output folder that does not exist yet: `<prefix>_00001<suffix>` and so on.
+
+    `beside` are the suffixes of what is written beside it under the same name, which does not exist yet either.
+    """
+    return _free(prefix, suffix, *beside)
+
+
+def _free(prefix: str, *suffixes: str) -> Path:
+    """The first path that is free with every one of the suffixes, with the first of them."""
     full, name, counter, _subfolder, _prefix = folder_paths.get_save_image_path(
         prefix, folder_paths.get_output_directory()
     )
-    folder = Path(full) / f"{name}_{counter:05}"
-    while folder.exists():
+    # The host's number is 1 for ever if the prefix ends in a slash.
+    while any((Path(full) / f"{name}_{counter:05}{suffix}").exists() for suffix in suffixes):
         counter += 1
-        folder = Path(full) / f"{name}_{counter:05}"
-    return folder
-
-
-def output_file(prefix: str, suffix: str) -> Path:
-    """A file in the host's output folder that does not exist yet: `<prefix>_00001<suffix>` and so on."""
-    path = output_folder(prefix)  # its number is higher than that of any file of this name
-    return path.with_name(path.name + suffix)
+    return Path(full) / f"{name}_{counter:05}{suffixes[0]}"
 
 
 def saved_file(path: Path) -> ui.SavedResult:

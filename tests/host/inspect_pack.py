@@ -121,7 +121,50 @@ def cancelled_after(number: int) -> dict:
     return {"asked": asked, "closed": closed, "raised": raised, "flag": comfy.model_management.interrupt_processing}
 
 
+def files_of(prefix: str) -> list[str]:
+    """Which files are made for a prefix, one after the other, when each is written and the subtitles of a third too."""
+    host = next(module for name, module in sys.modules.items() if name.endswith("KS-Gen.nodes.host"))
+    made = []
+    for _ in range(2):
+        path = host.output_file(prefix, ".mp4", ".srt")
+        path.touch()
+        made.append(path.name)
+    path.with_name(f"{path.stem[:-1]}3.srt").touch()
+    made.append(host.output_file(prefix, ".mp4", ".srt").name)
+    folder = host.output_folder(prefix)
+    folder.mkdir()
+    return [*made, folder.name, host.output_folder(prefix).name]
+
+
+def messages_of_a_film(frames: int, stop: int) -> dict:
+    """How often the host is told of the frames of a film, and how many are made when it is told to stop at one."""
+    import comfy.utils
+
+    host = next(module for name, module in sys.modules.items() if name.endswith("KS-Gen.nodes.host"))
+    film = importlib.import_module("..ksgen_core.film.join", host.__package__)
+    sent, made = [], []
+
+    def joined():
+        for number in range(1, frames + 1):
+            made.append(number)
+            if number == stop:
+                nodes.interrupt_processing(True)
+            yield film.Joined(number, frames)
+
+    comfy.utils.set_progress_bar_global_hook(lambda value, total, preview, node_id=None: sent.append((value, total)))
+    try:
+        host.finish(joined())
+    except BaseException as error:
+        return {"made": len(made), "sent": sent, "raised": type(error).__name__}
+    finally:
+        comfy.utils.set_progress_bar_global_hook(None)
+    return {"made": len(made), "sent": sent, "raised": ""}
+
+
 report = {
+    "files": [files_of("one/film"), files_of("two/film/")],
+    "film": messages_of_a_film(3000, 0),
+    "stopped_film": messages_of_a_film(3000, 7),
     "cancelled": cancelled_after(3),
     "without_diffusers": message_without_diffusers(),
     "loaded": loaded,

@@ -60,6 +60,20 @@ def test_without_diffusers_the_user_is_told_what_to_install(pack):
     assert message.startswith("KSGenError") and "diffusers" in message and "requirements.txt" in message
 
 
+def test_no_file_or_folder_of_the_output_folder_is_ever_written_twice(pack):
+    for first, second, third, folder, next_folder in pack["files"]:
+        assert (first, second) == ("film_00001.mp4", "film_00002.mp4")
+        assert third == "film_00004.mp4", "the subtitles of number 3 are there"
+        assert folder != next_folder
+
+
+def test_the_browser_is_not_told_of_every_frame_and_every_frame_can_be_the_last(pack):
+    film, stopped = pack["film"], pack["stopped_film"]
+    assert film["made"] == 3000 and film["raised"] == ""
+    assert film["sent"][0] == [1, 3000] and film["sent"][-1] == [3000, 3000] and len(film["sent"]) < 300
+    assert stopped["made"] == 7 and stopped["raised"] == "InterruptProcessingException"
+
+
 def test_no_update_follows_the_one_in_which_the_user_cancels(pack):
     cancelled = pack["cancelled"]
     assert cancelled["asked"] == [1, 2, 3] and cancelled["closed"] == [True]
