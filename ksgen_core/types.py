@@ -163,12 +163,14 @@ class Example:
 class Clip:
     """The film of one step: frames `[F, H, W, 3]` at `fps`, in memory or, read when asked for, in a video file.
 
-    Two clips are equal if their rate and their frames are. What survives JSON is the storyboard folder's file.
+    Two clips are equal if their rate and their frames are. What survives JSON is the storyboard folder's file. Who
+    reads the file itself calls `check` first: it raises `KSGenError` if the file is not what was once made.
     """
 
     fps: float
     read: Callable[[], torch.Tensor] = field(repr=False)
     path: Path | None = None
+    check: Callable[[], object] = field(default=lambda: None, repr=False)
 
     @property
     def frames(self) -> torch.Tensor:

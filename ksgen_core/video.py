@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from av.container import InputContainer
+    from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
 SMALL = 512 * 512
@@ -104,6 +105,7 @@ def frames(clip: Clip) -> Generator[np.ndarray, None, None]:
 
     Raises `KSGenError`, naming the file, if it is missing or broken.
     """
+    clip.check()
     if clip.path is not None:
         yield from _decoded(clip.path)
     else:
@@ -112,19 +114,26 @@ def frames(clip: Clip) -> Generator[np.ndarray, None, None]:
 
 
 def measure(clip: Clip) -> tuple[int, int, int]:
-    """Number, height and width of the clip's frames. A file is not decoded for it: its packets are counted.
+    """Number, height and width of the clip's frames. Of a file one frame is decoded for it and packets are counted.
 
     Raises `KSGenError`, naming the file, if it is missing or no video.
     """
+    clip.check()
     if clip.path is None:
         count, height, width = clip.frames.shape[:3]
         return count, height, width
     with opened(clip.path) as (file, stream):
-        # What a cut left at the beginning for the decoder alone is in the file, but not shown.
-        count = sum(packet.size > 0 and not packet.is_discard for packet in file.demux(stream))
-        if not count:
+        count, shown = 0, None
+        for packet in file.demux(stream):
+            # What a cut left at the beginning for the decoder alone is in the file, but not shown.
+            count += packet.size > 0 and not packet.is_discard
+            if shown is None:
+                shown = next(iter(packet.decode()), None)
+        if shown is None or not count:
             raise _no_frames(clip.path)
-        return count, stream.height, stream.width
+        if rotation(shown) % 2:
+            return count, shown.width, shown.height
+        return count, shown.height, shown.width
 
 
 def read_video(path: str | Path) -> tuple[torch.Tensor, float]:
@@ -147,16 +156,24 @@ def read_video(path: str | Path) -> tuple[torch.Tensor, float]:
 
 
 def _decoded(path: Path) -> Generator[np.ndarray, None, None]:
-    """The frames of a video file, one at least, uint8 `[H, W, 3]`, one by one."""
+    """The frames of a video file, one at least, uint8 `[H, W, 3]`, one by one, upright as players show them."""
+    import numpy as np
+
     with opened(path) as (file, stream):
         if stream.height * stream.width <= SMALL:
             stream.codec_context.thread_count = 1
         frame = None
         for frame in file.decode(stream):
             # RGB has the full range anyway; if it is not named, PyAV before 17 takes BT.709 for BT.601.
-            yield frame.to_ndarray(format="rgb24", dst_color_range="JPEG")
+            array = frame.to_ndarray(format="rgb24", dst_color_range="JPEG")
+            yield np.ascontiguousarray(np.rot90(array, rotation(frame)))
         if frame is None:
             raise _no_frames(path)
+
+
+def rotation(frame: VideoFrame) -> int:
+    """By how many quarter turns to the left players show a frame, as a telephone held upright asks for it."""
+    return round(getattr(frame, "rotation", 0) / 90)  # PyAV before 14 does not know
 
 
 @contextmanager

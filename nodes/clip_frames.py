@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
@@ -58,7 +59,11 @@ class KSGenClipFrames(io.ComfyNode):
 
 
 def _frames(clip: Clip, which: str) -> torch.Tensor:
-    """All frames `[F, H, W, 3]` of a clip, or one `[1, H, W, 3]`, a copy, so that the others can go."""
+    """All frames `[F, H, W, 3]` of a clip, or one `[1, H, W, 3]`; of the others none is held."""
+    from ..ksgen_core.pixels import from_uint8
+    from ..ksgen_core.video import frames
+
     if which == ALL:
         return clip.frames
-    return clip.frames[:1].clone() if which == FIRST else clip.frames[-1:].clone()
+    one = next(frames(clip)) if which == FIRST else deque(frames(clip), maxlen=1)[0]
+    return from_uint8(one)[None]

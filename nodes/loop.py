@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..ksgen_core.loop.run import Loop
-    from ..ksgen_core.types import Plan
+    from ..ksgen_core.types import Clip, Plan
 
 OUTSIDE = (
     "This node is inside a loop: it gets its values step by step, when 'Step Loop End' runs. "
@@ -69,7 +69,7 @@ class KSGenStepLoopStart(io.ComfyNode):
                     default=0,
                     min=0,
                     max=2**64 - 1,
-                    control_after_generate=True,
+                    control_after_generate=io.ControlAfterGenerate.fixed,
                     tooltip="For every step whose plan fixes none. Leave it fixed: another seed makes every step anew.",
                 ),
                 io.Combo.Input(
@@ -104,6 +104,12 @@ class KSGenStepLoopStart(io.ComfyNode):
                     default="",
                     tooltip="Which steps to make, e.g. '2, 4-6'; empty for all. Others are taken from disk if they are "
                     "there, or left out.",
+                ),
+                sockets.Clips.Input(
+                    "clips",
+                    optional=True,
+                    lazy=True,
+                    tooltip="One clip per step, for a second pass over them, e.g. to enlarge them. May be left out.",
                 ),
             ],
             outputs=[
@@ -140,6 +146,11 @@ class KSGenStepLoopStart(io.ComfyNode):
                 io.Int.Output("count", display_name="number of steps", tooltip="How many steps the plan has."),
                 io.Boolean.Output("is_first", display_name="is first", tooltip="Is it the first step?"),
                 io.Boolean.Output("is_last", display_name="is last", tooltip="Is it the last step?"),
+                io.Image.Output(
+                    "clip_frames",
+                    display_name="clip frames",
+                    tooltip="The frames of this step's clip, if clips came in.",
+                ),
             ],
             hidden=[io.Hidden.dynprompt, io.Hidden.unique_id],
         )
@@ -153,9 +164,15 @@ class KSGenStepLoopStart(io.ComfyNode):
         graph, own = loop_host.HostGraph(cls.hidden.dynprompt), cls.hidden.unique_id
         end = find_loops(graph).get(own)
         if end is None:
-            raise KSGenError("'Step Loop Start' has no end. Connect its loop to 'Step Loop End'.")
+            raise KSGenError("'Step Loop Start' has no end. Connect its loop directly to 'Step Loop End'.")
         loop_host.refuse_unfit(graph, find_body(graph, own, end))
-        return [name for name in ("plan", "image", "key_images") if name in inputs and inputs[name] is None]
+        lazy = ("plan", "image", "key_images", "clips")
+        return [name for name in lazy if name in inputs and inputs[name] is None]
+
+    @classmethod
+    def fingerprint_inputs(cls, steps: str = "", **_inputs: Any) -> Any:
+        # With some steps left out, what the end gives depends on what is on disk by then.
+        return float("nan") if steps.strip() else ""
 
     @classmethod
     def execute(
@@ -172,12 +189,13 @@ class KSGenStepLoopStart(io.ComfyNode):
         fps: float,
         frame_step: int,
         steps: str,
+        clips: tuple[Clip, ...] | None = None,
     ) -> io.NodeOutput:
         from ..ksgen_core.loop.run import Loop
         from ..ksgen_core.loop.settings import LoopSettings
 
         settings = LoopSettings(makes, name, seed, seeds, seconds, fps, frame_step, steps)
-        loop = Loop.of(plan, settings, image, key_images)
+        loop = Loop.of(plan, settings, image, key_images, clips)
         return io.NodeOutput(loop, *[ExecutionBlocker(OUTSIDE) for _ in OUTPUTS[1:]])
 
 
@@ -214,11 +232,18 @@ class KSGenStepLoopEnd(io.ComfyNode):
 
     @classmethod
     def execute(cls, loop: Loop, result: list[Any]) -> io.NodeOutput:
+        from ..ksgen_core.errors import KSGenError
         from ..ksgen_core.loop.graph import LOOP, find_body
         from ..ksgen_core.loop.run import look_up
 
         dynprompt, own = cls.hidden.dynprompt, cls.hidden.unique_id
         graph, cache = loop_host.HostGraph(dynprompt), loop_host.result_cache()
         body = find_body(graph, graph.node(own)["inputs"][LOOP][0], own)
+        loop_host.refuse_unfit(graph, body)
+        if own not in dynprompt.get_original_prompt() and any(step.lock for step in loop.plan.steps):
+            raise KSGenError(
+                "Steps of a loop inside a loop cannot be locked: all steps of the outer loop would share them. Lock "
+                "the step of the outer loop, or take the lock out of the inner plan."
+            )
         runs, always = look_up(graph, body, loop, cache, once=lambda: uuid.uuid4().hex)
         return go_on(Run(own, loop, cache, runs, sorted(always), sum(run.there for run in runs)))

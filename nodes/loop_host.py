@@ -26,6 +26,8 @@ log = logging.getLogger("ksgen")
 HASHED_BYTES = 64 * 2**20
 """Up to this size an input file counts by its content, beyond by its size and time."""
 
+FOLDERS = {"LLM", "diffusers", "ksgen", "sentence_transformers"}
+"""Kinds of model folders in which a model is a folder. In others a folder only sorts files."""
 UNFIT = {"VHS_BatchManager": "it queues the whole workflow again, part by part, and so would never end"}
 """Nodes of other packs that cannot run step by step, and why."""
 
@@ -45,8 +47,18 @@ class HostGraph:
     def is_output(self, class_type: str) -> bool:
         return is_output(class_type)
 
+    def takes(self, node: Node, name: str) -> bool:
+        declared = _declared(node)
+        every = getattr(node_class(node), "ACCEPT_ALL_INPUTS", False)
+        return every or name in declared.get("required", {}) or name in declared.get("optional", {})
+
     def required(self, node: Node) -> set[str]:
         return set(_declared(node).get("required", {}))
+
+    def lazy(self, node: Node) -> set[str]:
+        declared = _declared(node)
+        both = {**declared.get("required", {}), **declared.get("optional", {})}
+        return {name for name, (_, *options) in both.items() if options and options[0].get("lazy")}
 
     def steps_of(self, node: Node, name: str) -> tuple[int, int, int] | None:
         declared = _declared(node)
@@ -68,11 +80,11 @@ class HostGraph:
             return []
         return [*_model_files(text), *_input_file(text)]
 
-    def knows_its_id(self, class_type: str) -> bool:
+    def name_that_counts(self, node_id: str, class_type: str) -> str | None:
         from comfy_execution.caching import include_unique_id_in_input
 
-        cls = node_classes()[class_type]
-        return include_unique_id_in_input(class_type) or bool(getattr(cls, "NOT_IDEMPOTENT", False))
+        once = getattr(node_classes()[class_type], "NOT_IDEMPOTENT", False)
+        return self._dynprompt.get_display_node_id(node_id) if once or include_unique_id_in_input(class_type) else None
 
 
 class _OneNode:
@@ -112,7 +124,12 @@ def node_class(node: Node) -> Any:
 
 def _declared(node: Node) -> dict[str, Any]:
     """The inputs that a node has, required and optional, with those that its values bring forth."""
-    declared, _, _ = _io.get_finalized_class_inputs(node_class(node).INPUT_TYPES(), node["inputs"])
+    from comfy_api.internal import _ComfyNodeInternal
+
+    cls = node_class(node)
+    declared = cls.INPUT_TYPES()
+    if issubclass(cls, _ComfyNodeInternal):
+        declared, _, _ = _io.get_finalized_class_inputs(declared, node["inputs"])
     return declared
 
 
@@ -129,37 +146,38 @@ def _is_plain(value: Any) -> bool:
 
 
 def _model_files(name: str) -> list[Any]:
-    """The files and folders of that name in the host's model folders: which folder, size, time of change."""
+    """The files of that name in the host's model folders, and model folders of that name: which kind, size, time of
+    change."""
     found = []
     for kind in sorted(folder_paths.folder_names_and_paths):
         if kind == "custom_nodes":
             continue
         for root in folder_paths.get_folder_paths(kind):
-            path = Path(root) / name
-            if path.is_file():
+            path = os.path.join(root, name)
+            if os.path.isfile(path):
                 found.append([kind, *_stamp(path)])
-            elif path.is_dir() and not os.path.isabs(name):
-                files = sorted(one for one in path.rglob("*") if one.is_file())
-                found.append([kind, [[str(one.relative_to(path)), *_stamp(one)] for one in files]])
+            elif kind in FOLDERS and os.path.isdir(path) and not os.path.isabs(name):
+                inner = sorted(str(one) for one in Path(path).rglob("*") if os.path.isfile(one))
+                found.append([kind, [[os.path.relpath(one, path), *_stamp(one)] for one in inner]])
     return found
 
 
 def _input_file(name: str) -> list[Any]:
     """The content of the input file of that name, or, of a large one, its size and time of change."""
-    path = Path(name)
-    if not path.is_absolute():
+    path = name
+    if not os.path.isabs(name):
         if not folder_paths.exists_annotated_filepath(name):
             return []
-        path = Path(folder_paths.get_annotated_filepath(name))
-    if not path.is_file():
+        path = folder_paths.get_annotated_filepath(name)
+    if not os.path.isfile(path) or not os.access(path, os.R_OK):
         return []
-    if path.stat().st_size > HASHED_BYTES:
+    if os.path.getsize(path) > HASHED_BYTES:
         return [["file", *_stamp(path)]]
-    return [["file", hashlib.sha256(path.read_bytes()).hexdigest()]]
+    return [["file", hashlib.sha256(Path(path).read_bytes()).hexdigest()]]
 
 
-def _stamp(path: Path) -> list[int]:
-    state = path.stat()
+def _stamp(path: str) -> list[int]:
+    state = os.stat(path)
     return [state.st_size, state.st_mtime_ns]
 
 
@@ -175,12 +193,14 @@ def result_cache() -> ResultCache:
     """The folder of results: KSGEN_CACHE, else `ksgen/results` in the host's user folder."""
     from ..ksgen_core.cache import ResultCache, default_limit
 
-    folder = os.environ.get("KSGEN_CACHE") or Path(folder_paths.get_user_directory()) / "ksgen" / "results"
-    return ResultCache(folder, default_limit())
+    named = os.environ.get("KSGEN_CACHE")
+    own = Path(folder_paths.get_user_directory()) / "ksgen" / "results"
+    return ResultCache(Path(named).expanduser() if named else own, default_limit())
 
 
 def forget(dynprompt: DynamicPrompt, node_ids: Iterable[str]) -> None:
-    """Let the host's cache drop the outputs of nodes that have done their work, so that memory stays flat.
+    """Let the host's cache drop the outputs of nodes that have done their work, and of those that they added to the
+    graph, so that memory stays flat.
 
     The host keeps every output until the prompt ends; of a loop that would be all frames of all steps. Its default
     cache is reached through the hook that it offers for freeing memory. Where there is none (`--cache-classic`,
@@ -188,14 +208,18 @@ def forget(dynprompt: DynamicPrompt, node_ids: Iterable[str]) -> None:
     """
     import comfy.memory_management
 
-    release = getattr(comfy.memory_management, "extra_ram_release_callback", None)
-    cache = getattr(release, "__self__", None)
-    if cache is None:
+    cache = getattr(getattr(comfy.memory_management, "extra_ram_release_callback", None), "__self__", None)
+    keys = getattr(cache, "cache_key_set", None)
+    if keys is None:
         return
-    for node_id in node_ids:
-        if (key := cache.cache_key_set.get_data_key(node_id)) is not None:
-            for held in (cache.cache, cache.used_generation, cache.timestamps, cache.children):
-                held.pop(key, None)
+    done = set(node_ids)
+    for node_id, parent in dynprompt.ephemeral_parents.items():  # parents come before their children
+        if parent in done:
+            done.add(node_id)
+    for node_id in done:
+        if (key := keys.get_data_key(node_id)) is not None:
+            for held in ("cache", "used_generation", "timestamps", "children"):
+                getattr(cache, held, {}).pop(key, None)
 
 
 def watch_queue() -> None:
@@ -218,11 +242,17 @@ def leave_sides_to_the_loop(request: dict[str, Any]) -> dict[str, Any]:
     graph = _Queued(prompt)
     every = [one for one in graph.ids() if is_output(graph.node(one)["class_type"])]
     outputs = request.get("partial_execution_targets") or every
-    inside: set[str] = set()
-    for start, end in find_loops(graph).items():
-        inside.update(find_body(graph, start, end).sides)
-    left = [one for one in outputs if one not in inside]
-    return {**request, "partial_execution_targets": left} if len(left) < len(outputs) else request
+    try:
+        loops = find_loops(graph).items()
+        ends = {side: end for start, end in loops for side in find_body(graph, start, end).sides}
+    except KSGenError:
+        return request  # the start of the loop says it, where the user sees it
+    left = []
+    for one in outputs:
+        while one in ends:  # a loop inside a loop is itself a side of the outer one
+            one = ends[one]
+        left.append(one)
+    return {**request, "partial_execution_targets": list(dict.fromkeys(left))} if left != outputs else request
 
 
 class _Queued(HostGraph):

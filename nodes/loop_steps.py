@@ -14,7 +14,7 @@ from comfy_api.latest import Input, InputImpl, io
 from comfy_execution.graph import ExecutionBlocker
 
 from ..ksgen_core.errors import KSGenError
-from ..ksgen_core.loop.graph import KEEP, NEXT, PICTURES
+from ..ksgen_core.loop.graph import KEEP, NEXT, OUTPUTS, PICTURES
 from ..ksgen_core.loop.settings import KEY_IMAGES
 from . import host, loop_host, sockets
 
@@ -87,13 +87,15 @@ def _expand(run: Run, step: StepRun) -> io.NodeOutput:
     from ..ksgen_core.loop.run import own_id
 
     keep, following = (own_id(run.end, step.number, name) for name in ("keep", "next"))
-    nodes: dict[str, dict[str, Any]] = {}
+    # What keeps the result comes first: of nodes that are ready the host runs the first that is an output node, and a
+    # preview or a save beside the result that fails must not cost the result.
+    kept = {"result": list(step.copy.result), "run": run, "number": step.number}
+    nodes: dict[str, dict[str, Any]] = {keep: {"class_type": KEEP, "inputs": kept}}
     for node_id, node in step.copy.nodes.items():
         # The front end shows what a copy does on the user's own node.
         shown = {"override_display_id": step.copy.origin[node_id]} if node_id in step.copy.origin else {}
         nodes[node_id] = {**node, **shown}
-    run.copied = list(nodes)
-    nodes[keep] = {"class_type": KEEP, "inputs": {"result": list(step.copy.result), "run": run, "number": step.number}}
+    run.copied = list(step.copy.nodes)
     nodes[following] = {"class_type": NEXT, "inputs": {"run": run, "kept": [keep, 0], "number": step.number}}
     return io.NodeOutput(*[[following, slot] for slot in range(len(results_outputs()))], expand=nodes)
 
@@ -154,7 +156,7 @@ class KSGenLoopStep(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="KSGenLoopStep",
-            display_name="Step Loop: Pictures of a Step",
+            display_name="Step Loop: Values of a Step",
             category=CATEGORY,
             description=INNER,
             search_aliases=["step loop internals"],
@@ -163,17 +165,23 @@ class KSGenLoopStep(io.ComfyNode):
                 sockets.Loop.Input("loop", tooltip="The loop."),
                 io.Int.Input("number", tooltip="Which step, counted from 0."),
                 io.String.Input("carried", tooltip="The name of the previous step's result."),
-                io.String.Input("digests", tooltip="The content of each picture that is used."),
+                io.String.Input(
+                    "known", tooltip="What each output that is used is: a value, or the digest of a picture."
+                ),
             ],
-            outputs=[io.Image.Output(name, tooltip=f"See 'Step Loop Start': {name}.") for name in PICTURES],
+            outputs=[io.AnyType.Output(name, tooltip=f"See 'Step Loop Start': {name}.") for name in OUTPUTS],
         )
 
     @classmethod
-    def execute(cls, loop: Loop, number: int, carried: str, digests: str) -> io.NodeOutput:
+    def execute(cls, loop: Loop, number: int, carried: str, known: str) -> io.NodeOutput:
         import json
 
-        wanted = set(json.loads(digests))
-        return io.NodeOutput(*[_picture(loop, name, number, carried) if name in wanted else None for name in PICTURES])
+        said = json.loads(known)
+        values = {
+            name: _picture(loop, name, number, carried) if name in PICTURES else value
+            for name, (_, value) in said.items()
+        }
+        return io.NodeOutput(*[values.get(name) for name in OUTPUTS])
 
 
 def _picture(loop: Loop, name: str, number: int, carried: str) -> torch.Tensor | None:
@@ -199,6 +207,7 @@ class KSGenLoopKeep(io.ComfyNode):
             search_aliases=["step loop internals"],
             is_dev_only=True,
             is_input_list=True,
+            is_output_node=True,
             inputs=[
                 sockets.results_input("result", tooltip="What the body made of the step."),
                 RunWire.Input("run", tooltip="The loop on its way."),
@@ -264,7 +273,9 @@ def _write_video(folder: Path, video: Any) -> dict[str, Any]:
     from ..ksgen_core.loop import results
 
     source = video.get_stream_source() if isinstance(video, InputImpl.VideoFromFile) else None
-    if isinstance(source, str) and not any(video.get_active_trim_window()):
+    # Before 0.24 the host trimmed no videos.
+    trimmed = getattr(video, "get_active_trim_window", lambda: (0, 0))
+    if isinstance(source, str) and not any(trimmed()):
         return results.take_file(folder, Path(source))
     if not isinstance(video, InputImpl.VideoFromFile):
         parts = video.get_components()

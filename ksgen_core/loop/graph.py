@@ -6,7 +6,7 @@ Nothing here knows the host: what it knows of its node classes comes through `Gr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeGuard
 
@@ -39,9 +39,10 @@ OUTPUTS = (
     "count",
     "is_first",
     "is_last",
+    "clip_frames",
 )
-"""What the start of a loop gives, in the order of its sockets."""
-PICTURES = ("key_image", "next_key_image", "image", "previous", "previous_frames")
+"""What the start of a loop gives, in the order of its sockets; so does the node that stands for it in a copy."""
+PICTURES = ("key_image", "next_key_image", "image", "previous", "previous_frames", "clip_frames")
 SAME_FOR_ALL = {LOOP, "image", "fps", "count"}
 """Outputs that do not tell one step from another."""
 ALWAYS = "always changes"
@@ -59,8 +60,16 @@ class Graph(Protocol):
         """Does the host run such a node though nothing hangs on it (a preview, a save)?"""
         ...
 
+    def takes(self, node: Node, name: str) -> bool:
+        """Does the node declare such an input? The host gives it no constant by another name, only what is linked."""
+        ...
+
     def required(self, node: Node) -> set[str]:
         """The inputs that the node cannot do without."""
+        ...
+
+    def lazy(self, node: Node) -> set[str]:
+        """The inputs that the node asks for only when it wants them."""
         ...
 
     def steps_of(self, node: Node, name: str) -> tuple[int, int, int] | None:
@@ -75,8 +84,8 @@ class Graph(Protocol):
         """The identity, as JSON, of the model files and input files that a constant names; empty for other texts."""
         ...
 
-    def knows_its_id(self, class_type: str) -> bool:
-        """Does the node's result depend on its id?"""
+    def name_that_counts(self, node_id: str, class_type: str) -> str | None:
+        """The id of the node in the user's workflow if the node's result depends on it."""
         ...
 
 
@@ -96,11 +105,13 @@ class Body:
 
 @dataclass
 class Copy:
-    """A copy of a body for one step: nodes by their new ids, the result, the ids by the old ones."""
+    """A copy of a body for one step: nodes by their new ids, the result, the old ids by the new ones, and the outputs
+    of the start that are taken from the node that stands for it."""
 
     nodes: dict[str, dict[str, Any]]
     result: Link
     origin: dict[str, str] = field(default_factory=dict)
+    through: set[str] = field(default_factory=set)
 
 
 def is_link(value: Any) -> TypeGuard[list[Any]]:
@@ -158,7 +169,7 @@ def find_body(graph: Graph, start: str, end: str) -> Body:
             wanted.add(node_id)
             waiting += [source for _, source, _ in links(graph.node(node_id))]
     body = Body(start, end, tuple(one for one in graph.ids() if one in wanted), (result[0], int(result[1])), sides)
-    if not _uses(graph, body):
+    if used_outputs(graph, body, sides=False) <= SAME_FOR_ALL:
         raise KSGenError(
             "The loop's result uses nothing of a step, so that every step would be the same. Connect outputs of "
             "'Step Loop Start' to your nodes, e.g. text and key image."
@@ -186,61 +197,98 @@ def _reach(start: str, users: Mapping[str, list[str]]) -> set[str]:
     return found
 
 
-def _uses(graph: Graph, body: Body) -> bool:
-    """Does the result use an output of the start that differs between steps?"""
-    seen: set[str] = set()
-    waiting = [body.result]
+def used_outputs(graph: Graph, body: Body, sides: bool = True) -> set[str]:
+    """The outputs of the start that the body uses, for its result alone or for previews and saves as well."""
+    seen: set[Link] = set()
+    waiting = [body.result, *((one, 0) for one in (body.sides if sides else ()))]
     while waiting:
-        node_id, slot = waiting.pop()
-        if node_id == body.start and OUTPUTS[slot] not in SAME_FOR_ALL:
-            return True
-        if node_id in body.nodes and node_id not in seen:
-            seen.add(node_id)
-            waiting += [(source, out) for _, source, out in links(graph.node(node_id))]
-    return False
+        link = waiting.pop()
+        if link not in seen:
+            seen.add(link)
+            if link[0] in body.nodes:
+                waiting += [(source, slot) for _, source, slot in links(graph.node(link[0]))]
+    return {OUTPUTS[slot] for node_id, slot in seen if node_id == body.start}
 
 
-def used_outputs(graph: Graph, body: Body) -> set[str]:
-    """The outputs of the start that the body uses, side nodes included."""
-    used = {OUTPUTS[slot] for one in body.nodes for _, source, slot in links(graph.node(one)) if source == body.start}
-    return used | ({OUTPUTS[body.result[1]]} if body.result[0] == body.start else set())
+class Absent(KSGenError):
+    """A step lacks a picture that the loop's result needs."""
 
 
-def copy_body(graph: Graph, body: Body, prefix: str, values: Mapping[str, Any], step: int) -> Copy:
-    """The body with the values of one step (number from 0) in place of the links to its start.
+def copy_body(
+    graph: Graph, body: Body, prefix: str, stand_in: str, constants: Mapping[str, Any], pictures: Set[str], step: int
+) -> Copy:
+    """The body for one step (number from 0), its ids behind `prefix`.
 
-    `values` are constants or links by the name of the output. A None is a picture that this step has not: an optional
-    input stays empty, a node that needs it is left out, and so on behind it. Raises `KSGenError` if that comes to the
-    result itself.
+    In place of the links to its start stand constants, by the name of the output, or links to the node `stand_in`.
+    What is neither a constant nor one of the `pictures` this step has not: an optional input stays empty, a node that
+    needs it is left out, and so on behind it; an input that is asked for only when wanted gets nothing then. Raises
+    `Absent` if that comes to the result itself.
     """
-
-    def value(link: Any) -> Any:
-        if link[0] == body.start:
-            return values[OUTPUTS[int(link[1])]]
-        return [prefix + link[0], link[1]] if link[0] in inside else link
-
     inside = set(body.nodes)
-    nodes: dict[str, dict[str, Any]] = {}
+    copy = Copy({}, body.result, {prefix + one: one for one in body.nodes})
+
+    def value(link: Any, takes: bool) -> Any:
+        if link[0] != body.start:
+            return [prefix + link[0], link[1]] if link[0] in inside else link
+        name = OUTPUTS[int(link[1])]
+        if name in constants and takes:
+            return constants[name]
+        if name not in constants and name not in pictures:
+            return _NOTHING
+        copy.through.add(name)
+        return [stand_in, int(link[1])]
+
     for one in body.nodes:
         node = graph.node(one)
-        inputs = {name: value(given) if is_link(given) else given for name, given in node["inputs"].items()}
-        nodes[prefix + one] = {"class_type": node["class_type"], "inputs": inputs}
+        inputs = {
+            name: value(given, graph.takes(node, name)) if is_link(given) else given
+            for name, given in node["inputs"].items()
+        }
+        copy.nodes[prefix + one] = {"class_type": node["class_type"], "inputs": inputs}
     left_out: set[str] = set()
-    while missing := _missing(nodes, left_out, linked := {prefix + one: graph.node(one) for one in body.nodes}):
-        for name, inputs in missing.items():
-            if graph.required(linked[name]) & inputs:
-                left_out.add(name)
-                del nodes[name]
-            for one in inputs if name in nodes else ():
-                del nodes[name]["inputs"][one]
-    result = value(list(body.result))
-    if result is None or result[0] in left_out:
-        lacking = sorted(one for one in used_outputs(graph, body) if values[one] is None)
-        raise KSGenError(
-            f"Step {step + 1} has no {' and no '.join(lacking).replace('_', ' ')}, which the loop's result needs. "
-            "Connect it to 'Step Loop Start', or let your nodes do without."
+    while missing := _missing(copy, left_out):
+        for one, names in missing.items():
+            original = graph.node(copy.origin[one])
+            asked = set() if original["class_type"] == END else graph.lazy(original) & names
+            if graph.required(original) & names - asked:
+                del copy.nodes[one], copy.origin[one]
+                left_out.add(one)
+                continue
+            for name in names - asked:
+                del copy.nodes[one]["inputs"][name]
+            for name in asked:
+                copy.nodes[one]["inputs"][name] = [stand_in, OUTPUTS.index(LOOP)]
+                copy.through.add(LOOP)
+    result = value(list(body.result), takes=False)
+    if result is _NOTHING or result[0] in left_out:
+        raise Absent(_absent_words(graph, body, constants, pictures, step))
+    copy.result = (result[0], int(result[1]))
+    return copy
+
+
+_NOTHING = object()
+
+
+def _missing(copy: Copy, left_out: Set[str]) -> dict[str, set[str]]:
+    """The inputs, by node, that nothing fills in the copy."""
+    found: dict[str, set[str]] = {}
+    for one, node in copy.nodes.items():
+        for name, given in node["inputs"].items():
+            if given is _NOTHING or (is_link(given) and given[0] in left_out):
+                found.setdefault(one, set()).add(name)
+    return found
+
+
+def _absent_words(graph: Graph, body: Body, constants: Mapping[str, Any], pictures: Set[str], step: int) -> str:
+    known = constants.keys() | pictures
+    lacking = sorted(one for one in used_outputs(graph, body, sides=False) if one not in known)
+    words = f"Step {step + 1} has no {' and no '.join(lacking).replace('_', ' ')}, which the loop's result needs. "
+    if lacking == ["next_key_image"]:
+        return words + (
+            "The last step never has one: connect it to an input that may stay empty, switch by 'is last', or leave "
+            "the step out with 'steps' of 'Step Loop Start'."
         )
-    return Copy(nodes, (result[0], int(result[1])), {name: name[len(prefix) :] for name in nodes})
+    return words + "Connect it to 'Step Loop Start', or let your nodes do without."
 
 
 def frame_rule(graph: Graph, body: Body) -> FrameRule:
@@ -268,16 +316,3 @@ def _frame_inputs(graph: Graph, body: Body) -> Iterator[tuple[str, str, tuple[in
         for name, source, slot in links(node):
             if source == body.start and OUTPUTS[slot] == "frames" and (taken := graph.steps_of(node, name)):
                 yield node["class_type"], name, taken
-
-
-def _missing(nodes: Mapping[str, Node], left_out: set[str], originals: Mapping[str, Node]) -> dict[str, set[str]]:
-    """The inputs, by node, that a link filled in the body and that nothing fills in the copy."""
-    found = {
-        name: {
-            one
-            for one, given in node["inputs"].items()
-            if (given is None and is_link(originals[name]["inputs"][one])) or (is_link(given) and given[0] in left_out)
-        }
-        for name, node in nodes.items()
-    }
-    return {name: inputs for name, inputs in found.items() if inputs}

@@ -1,8 +1,8 @@
-"""The name of a result: a digest of everything that made it.
+"""The name of a result: a digest of all in the graph that made it.
 
 As the host's own cache does, a node counts with its class, its constants, what it says of the files it reads, and all
 nodes before it; node ids do not count. Beside that count the identity of the model files that constants name, and a
-step's pictures by their content.
+step's pictures by their content. The code of the nodes does not: a new version of a pack changes no name.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import KSGenError
-from .graph import ALWAYS, PICTURES, STEP, Copy, Graph, Link, Node, is_link, links
+from .graph import ALWAYS, END, OUTPUTS, START, STEP, Copy, Graph, Link, Node, is_link, links
 
 if TYPE_CHECKING:
     import torch
+
+    from ..types import Clip
 
 FORMAT = "ksgen.loop/1"
 """Part of every name: results of another format are not found."""
@@ -38,6 +40,27 @@ def picture_digest(picture: torch.Tensor) -> str:
     # NumPy does not know every type, but bytes.
     name.update(array.view(-1).view(torch.uint8).numpy().data if array.numel() else b"")
     return name.hexdigest()
+
+
+def clip_digest(clip: Clip) -> str:
+    """SHA-256 of a clip's file, or, of one in memory, of its frames and its rate."""
+    if clip.path is None:
+        return digest([picture_digest(clip.frames), clip.fps])
+    name = hashlib.sha256()
+    with clip.path.open("rb") as file:
+        while part := file.read(2**20):
+            name.update(part)
+    return name.hexdigest()
+
+
+def constant(given: Any) -> list[Any]:
+    """How a value stands in a name, whether a node has it from a constant or by a link."""
+    return ["constant", given]
+
+
+def content(digits: str) -> list[Any]:
+    """How a picture of that digest stands in a name."""
+    return ["content", digits]
 
 
 class Signatures:
@@ -88,11 +111,12 @@ class Signatures:
             for name, given in sorted(node["inputs"].items())
         ]
         original = copy.origin.get(node_id, node_id)
-        read = self._graph.fingerprint(original, node)
+        # What loops say of themselves is about where results lie, not about what they are.
+        read = None if node["class_type"] in (START, END) else self._graph.fingerprint(original, node)
         if read == ALWAYS:
             self.always.add(node["class_type"])
             read = self._once()
-        named = original if self._graph.knows_its_id(node["class_type"]) else None
+        named = self._graph.name_that_counts(original, node["class_type"])
         try:
             return digest([node["class_type"], named, read, inputs])
         except TypeError:  # an object: other packs' loops put such into the nodes that they add to a graph
@@ -103,12 +127,12 @@ class Signatures:
         node_id, slot = link
         node = self._node(node_id, copy)
         if node["class_type"] == STEP:
-            return ["content", json.loads(node["inputs"]["digests"])[PICTURES[slot]]]
+            return json.loads(node["inputs"]["known"])[OUTPUTS[slot]]
         return ["node", known[node_id], slot]
 
     def _constant(self, given: Any) -> list[Any]:
         found = {text: files for text in _texts(given) if (files := self._named(text))}
-        return ["constant", given, *([found] if found else [])]
+        return [*constant(given), *([found] if found else [])]
 
     def _named(self, text: str) -> list[Any]:
         if text not in self._files:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import pixels
+from ..cache import Result, ResultCache
 from ..errors import KSGenError
 from ..types import Clip
 from ..video import open_clip, write_lossless
@@ -14,8 +16,6 @@ from .sound import add_sound
 
 if TYPE_CHECKING:
     import torch
-
-    from ..cache import Result
 
 PICTURE, FRAMES, VIDEO = "picture", "frames", "video"
 
@@ -51,10 +51,25 @@ def take_file(folder: Path, path: Path) -> dict[str, Any]:
 
 
 def clip_of(result: Result) -> Clip:
-    """The clip that a result is. Raises `KSGenError` if the result is a picture."""
+    """The clip that a result is. Its file is looked at again whenever it is read: a host may hold on to the clip long
+    after it was found. Raises `KSGenError` if the result is a picture."""
     if result.facts["kind"] == PICTURE:
         raise KSGenError("A picture is no clip. Let 'Step Loop Start' make key images, or give frames as the result.")
-    return open_clip(result.folder / result.facts["file"])
+
+    def check() -> None:
+        if ResultCache(result.folder.parents[1]).find(result.key) is None:
+            step = result.about.get("step", "?")
+            raise KSGenError(
+                f"The result of step {step} is damaged or gone from {result.folder}. Queue again to make it."
+            )
+
+    clip = open_clip(result.folder / result.facts["file"])
+
+    def read() -> torch.Tensor:
+        check()
+        return clip.frames
+
+    return replace(clip, read=read, check=check)
 
 
 def frames_of(result: Result) -> torch.Tensor:

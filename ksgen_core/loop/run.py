@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..cache import Result, ResultCache
 from ..errors import KSGenError
-from ..types import KeyStep, Plan, with_seeds
+from ..types import Clip, KeyStep, Plan, with_seeds
 from . import keys
-from .graph import LOOP, PICTURES, STEP, Body, Copy, Graph, check_frames, copy_body, frame_rule, used_outputs
+from .graph import LOOP, PICTURES, STEP, Absent, Body, Copy, Graph, check_frames, copy_body, frame_rule, used_outputs
 from .settings import COUNTED_SEED, KEY_IMAGES, FrameRule, LoopSettings, chosen_steps
 
 if TYPE_CHECKING:
@@ -26,17 +26,24 @@ OWN = {"key_image": 0, "next_key_image": 1}
 class Loop:
     """A plan, every step with its seed, and its pictures on their way through a loop.
 
-    `image` is the initial picture `[1, H, W, 3]`, `key_images` `[S, H, W, 3]` one picture per step.
+    `image` is the initial picture `[1, H, W, 3]`, `key_images` `[S, H, W, 3]` and `clips` are one per step, the clips
+    for a second pass over them.
     """
 
     plan: Plan
     settings: LoopSettings
     image: torch.Tensor | None = None
     key_images: torch.Tensor | None = None
+    clips: tuple[Clip, ...] | None = None
 
     @classmethod
     def of(
-        cls, plan: Plan, settings: LoopSettings, image: torch.Tensor | None, key_images: torch.Tensor | None
+        cls,
+        plan: Plan,
+        settings: LoopSettings,
+        image: torch.Tensor | None,
+        key_images: torch.Tensor | None,
+        clips: tuple[Clip, ...] | None = None,
     ) -> Loop:
         """Raises `KSGenError` if pictures are missing, too few, or of different sizes."""
         count = len(plan.steps)
@@ -51,6 +58,10 @@ class Loop:
             raise KSGenError(
                 f"The plan has {count} steps, but {len(key_images)} key image(s) came in. Connect those of this plan."
             )
+        if clips is not None and len(clips) != count:
+            raise KSGenError(
+                f"The plan has {count} steps, but {len(clips)} clip(s) came in. Connect those of this plan."
+            )
         if image is not None and key_images is not None and image.shape[1:3] != key_images.shape[1:3]:
             (height, width), (high, wide) = image.shape[1:3], key_images.shape[1:3]
             raise KSGenError(
@@ -62,7 +73,7 @@ class Loop:
         else:
             steps = (replace(step, seed=settings.seed if step.seed is None else step.seed) for step in plan.steps)
             plan = replace(plan, steps=tuple(steps))
-        return cls(plan, settings, image, key_images)
+        return cls(plan, settings, image, key_images, clips)
 
     def constants(self, k: int, rule: FrameRule) -> dict[str, str | int | float | bool]:
         """What step k (from 0) gives that is no picture, by the name of the output; `rule` says which frame counts
@@ -87,9 +98,12 @@ class Loop:
     def picture(self, name: str, k: int) -> torch.Tensor | None:
         """A picture `[1, H, W, 3]` that step k (from 0) gives of what came in, by the name of the output, or None.
 
-        `previous` and `previous_frames` are what a step has in place of a result before it: the initial picture.
+        `clip_frames` are the frames `[F, H, W, 3]` of the step's clip. `previous` and `previous_frames` are what a step
+        has in place of a result before it: the initial picture.
         """
         own = self.key_images
+        if name == "clip_frames":
+            return self.clips[k].frames if self.clips is not None else None
         if name in OWN:
             number = k + OWN[name]
             return own[number : number + 1] if own is not None and number < len(own) else None
@@ -126,6 +140,7 @@ def look_up(
     """
     chosen = chosen_steps(loop.settings.steps, len(loop.plan.steps))
     signatures, used = keys.Signatures(graph, once), used_outputs(graph, body)
+    pictures = used & set(PICTURES)
     rule = frame_rule(graph, body)
     check_frames(graph, body, {k: loop.settings.frames(loop.plan.steps[k].seconds, rule) for k in sorted(chosen)})
     first = loop.picture("image", 0)
@@ -141,13 +156,14 @@ def look_up(
             runs.append(before)
             continue
         carried = before.key if before is not None else ""
-        contents: dict[str, str] = {}
-        for name in used & set(PICTURES):
-            if name.startswith("previous") and carried:
-                contents[name] = keys.digest([name, carried])
-            elif (picture := loop.picture(name, k)) is not None:
-                contents[name] = start if name not in OWN else keys.picture_digest(picture)
-        copy = _copy(graph, body, loop, k, rule, contents, carried)
+        contents = {name: name_of for name in pictures if (name_of := _content(loop, name, k, carried, start))}
+        try:
+            copy = _copy(graph, body, loop, k, rule, contents, carried)
+        except Absent:
+            if k in chosen:
+                raise
+            runs.append(StepRun(k, "", address, Copy({}, ("", 0)), None, wanted=False))
+            continue
         key = keys.digest([keys.FORMAT, loop.settings.makes, loop.settings.fps, signatures.of(copy)])
         if step.lock and (kept := cache.last(address)) is not None and (result := cache.find(kept)) is not None:
             key = kept
@@ -168,17 +184,31 @@ def _address(loop: Loop, step: KeyStep, start: str, time: int) -> str:
     return keys.digest([settings.makes, settings.name, loop.plan.goal, start, step.text, time])
 
 
+def _content(loop: Loop, name: str, k: int, carried: str, start: str) -> str:
+    """The digest of a picture that step k has, by the name of the output; "" if it has none. `start` is that of the
+    initial picture."""
+    if carried and name.startswith("previous"):
+        return keys.digest([name, carried])
+    if name == "clip_frames":
+        return keys.clip_digest(loop.clips[k]) if loop.clips is not None else ""
+    if name not in OWN:
+        return start
+    picture = loop.picture(name, k)
+    return keys.picture_digest(picture) if picture is not None else ""
+
+
 def _copy(
-    graph: Graph, body: Body, loop: Loop, k: int, rule: FrameRule, contents: dict[str, str], carried: str
+    graph: Graph, body: Body, loop: Loop, k: int, rule: FrameRule, contents: Mapping[str, str], carried: str
 ) -> Copy:
-    """The body for step k, with a node that gives its pictures, whose contents are named."""
-    pictures = own_id(body.end, k, "step")
-    values: dict[str, Any] = {**loop.constants(k, rule), LOOP: None}
-    values |= {name: [pictures, PICTURES.index(name)] if name in contents else None for name in PICTURES}
-    copy = copy_body(graph, body, f"{body.end}.{k + 1}.", values, k)
-    if contents:
-        inputs = {LOOP: [body.start, 0], "number": k, "carried": carried, "digests": json.dumps(contents)}
-        copy.nodes[pictures] = {"class_type": STEP, "inputs": inputs}
+    """The body for step k, with a node that stands for the start, if need be; it says what each of its outputs is."""
+    stand_in = own_id(body.end, k, "step")
+    constants = loop.constants(k, rule)
+    copy = copy_body(graph, body, f"{body.end}.{k + 1}.", stand_in, constants, contents.keys(), k)
+    if copy.through:
+        known = {name: keys.content(contents[name]) for name in copy.through & contents.keys()}
+        known |= {name: keys.constant(constants.get(name)) for name in copy.through - contents.keys()}
+        inputs = {LOOP: [body.start, 0], "number": k, "carried": carried, "known": json.dumps(known, sort_keys=True)}
+        copy.nodes[stand_in] = {"class_type": STEP, "inputs": inputs}
     return copy
 
 

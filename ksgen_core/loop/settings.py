@@ -51,8 +51,12 @@ class LoopSettings:
             raise ValueError(f"makes must be one of {MAKES}, got {self.makes!r}")
         if self.seeds not in SEEDS:
             raise ValueError(f"seeds must be one of {SEEDS}, got {self.seeds!r}")
-        if not (0 < self.seconds <= 600 and 0 < self.fps <= 240 and self.frame_step >= 0):
-            raise ValueError(f"seconds, fps and frame_step out of range: {self}")
+        for name, least, most in (("seconds", 0.01, 600), ("fps", 0.01, 240), ("frame_step", 0, 1000)):
+            if not least <= getattr(self, name) <= most:
+                raise KSGenError(
+                    f"{name.replace('_', ' ')} of 'Step Loop Start' must be from {least} to {most}, got "
+                    f"{getattr(self, name)}. Connect or set another number."
+                )
 
     def frames(self, seconds: float | None, wanted: FrameRule) -> int:
         """The frame count that a clip of so many seconds comes nearest to, by `frame_step` or, if that is 0, of those
