@@ -5,12 +5,16 @@ Legend: F frames, H, W height and width in pixels of one picture; lengths are in
 
 from __future__ import annotations
 
+import os
+import unicodedata
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import pixels
+from .errors import KSGenError
 from .types import Clip, Plan
 
 if TYPE_CHECKING:
@@ -27,6 +31,33 @@ EDGE = (225, 217, 203)
 INK = (52, 45, 40)
 FAINT = (142, 130, 118)
 ACCENT = (206, 92, 52)
+
+OWN_FONT = Path(__file__).parent / "fonts" / "DejaVuSans-subset.ttf"
+"""Latin with all its accents, Greek, Cyrillic, Vietnamese, and the signs of instructions. Pillow's font has ASCII."""
+FONT_VARIABLE = "KSGEN_FONT"
+SYSTEM_FONTS = (
+    ("/usr/share/fonts/truetype/dejavu", "DejaVuSans.ttf"),
+    ("/usr/share/fonts/opentype/noto", "NotoSansCJK-Regular.ttc"),
+    ("/usr/share/fonts/noto-cjk", "NotoSansCJK-Regular.ttc"),
+    ("/usr/share/fonts/google-noto-cjk", "NotoSansCJK-Regular.ttc"),
+    ("/usr/share/fonts/google-noto-sans-cjk-fonts", "NotoSansCJK-Regular.ttc"),
+    ("/usr/share/fonts/truetype/wqy", "wqy-microhei.ttc, wqy-zenhei.ttc"),
+    (
+        "/usr/share/fonts/truetype/noto",
+        "NotoSansArabic-Regular.ttf, NotoSansDevanagari-Regular.ttf, NotoSansHebrew-Regular.ttf, "
+        "NotoSansThai-Regular.ttf",
+    ),
+    ("/usr/share/fonts/truetype/freefont", "FreeSans.ttf"),
+    (
+        "/System/Library/Fonts",
+        "PingFang.ttc, Hiragino Sans GB.ttc, AppleSDGothicNeo.ttc, Supplemental/Arial Unicode.ttf",
+    ),
+    ("/Library/Fonts", "Arial Unicode.ttf"),
+    ("${WINDIR}/Fonts", "segoeui.ttf, msyh.ttc, YuGothR.ttc, malgun.ttf, Nirmala.ttc, Nirmala.ttf, seguisym.ttf"),
+)
+"""Where Linux, macOS and Windows keep fonts with Chinese, Japanese, Korean, Arabic, Hindi and other letters."""
+SELECTORS = {chr(code) for code in range(0xFE00, 0xFE10)}
+"""They choose between forms of the character before them and are not seen themselves."""
 
 
 def sheet(plan: Plan, images: Sequence[torch.Tensor], clips: Sequence[Clip] | None = None) -> torch.Tensor:
@@ -48,8 +79,9 @@ def sheet(plan: Plan, images: Sequence[torch.Tensor], clips: Sequence[Clip] | No
     else:
         columns = count if count <= 4 else 3 if count in (5, 6, 9) else 4
     card_width = GAP + max(168, sum(_picture_size(picture)[0] + GAP for picture in rows[0]))
-    text = [lines_of(step.text, own_font(19), card_width - 2 * GAP - 44) for step in plan.steps]
-    title = lines_of(plan.goal[:1].upper() + plan.goal[1:], own_font(34), columns * (card_width + GAP) - GAP)
+    text = [lines_of(step.text, font_of(step.text, 19), card_width - 2 * GAP - 44) for step in plan.steps]
+    large = font_of(plan.goal, 34)
+    title = lines_of(plan.goal[:1].upper() + plan.goal[1:], large, columns * (card_width + GAP) - GAP)
     bands = [range(k, min(k + columns, count)) for k in range(0, count, columns)]
     heads = [max(34, *(4 + 26 * len(text[k]) for k in band)) for band in bands]
     picture_height = _picture_size(rows[0][0])[1]
@@ -60,10 +92,10 @@ def sheet(plan: Plan, images: Sequence[torch.Tensor], clips: Sequence[Clip] | No
     paper = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(paper)
     for k, line in enumerate(title):
-        draw.text((MARGIN, MARGIN + 42 * k), line, INK, own_font(34), stroke_width=0.6)
+        draw.text((MARGIN, MARGIN + 42 * k), line, INK, large, stroke_width=0.6)
     steps = f"{count} key steps" if count > 1 else "1 key step"
     shown = ": first picture, then the middle and the end of its clip" if clips else ""
-    draw.text((MARGIN + 1, MARGIN + 42 * len(title) + 6), steps + shown, FAINT, own_font(17))
+    draw.text((MARGIN + 1, MARGIN + 42 * len(title) + 6), steps + shown, FAINT, font_of("", 17))
 
     y = top
     for band, head in zip(bands, heads, strict=True):
@@ -73,7 +105,7 @@ def sheet(plan: Plan, images: Sequence[torch.Tensor], clips: Sequence[Clip] | No
             draw.rounded_rectangle((x, y, x + card_width, bottom), 14, CARD, EDGE)
             _badge(paper, x + GAP, y + GAP, k + 1)
             for n, line in enumerate(text[k]):
-                draw.text((x + GAP + 44, y + GAP + 5 + 26 * n), line, INK, own_font(19))
+                draw.text((x + GAP + 44, y + GAP + 5 + 26 * n), line, INK, font_of(plan.steps[k].text, 19))
             left = x + GAP
             for n, picture in enumerate(rows[k]):
                 size = _picture_size(picture)
@@ -122,11 +154,86 @@ def _picture_size(picture: torch.Tensor) -> tuple[int, int]:
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def own_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own font, so that a sheet looks the same everywhere."""
+def font_of(text: str, size: int) -> ImageFont.FreeTypeFont:
+    """The first of the fonts that has all letters of a text, or else the one that lacks the fewest.
+
+    Raises `KSGenError` if the environment names a font that cannot be read.
+    """
+    best, fewest = None, len(text) + 1
+    for path in font_files():
+        lacks = len(lacking(text, path))
+        if lacks < fewest:
+            best, fewest = path, lacks
+        if not lacks:
+            break
+    return _font(best or str(OWN_FONT), size)
+
+
+def font_files() -> list[str]:
+    """The fonts that are there, in the order in which they are asked: the one that the environment names, the pack's
+    own, so that a sheet looks the same everywhere, and those of the system.
+
+    Raises `KSGenError` if the environment names a font that cannot be read.
+    """
+    named = os.environ.get(FONT_VARIABLE)
+    if named:
+        try:
+            _font(named, 20)
+        except OSError as error:
+            raise KSGenError(
+                f"The environment variable {FONT_VARIABLE} is {named!r}, which cannot be read as a font ({error}). "
+                "Give the path of a .ttf, .otf or .ttc file, or unset it."
+            ) from error
+    return [*([named] if named else []), str(OWN_FONT), *_system_fonts()]
+
+
+@lru_cache(maxsize=256)
+def lacking(text: str, font: str) -> str:
+    """The characters of a text that the font in a file cannot draw, each once."""
+    from PIL import features
+
+    shown = {char: None for char in text if unicodedata.category(char)[0] not in "ZC" and char not in SELECTORS}
+    empty = _drawn("\uffff", font)  # no character, so that every font draws its box
+    shaped = features.check("raqm")
+    return "".join(char for char in shown if _drawn(char, font) == empty or (not shaped and _needs_shaping(char)))
+
+
+def _needs_shaping(char: str) -> bool:
+    """Whether letters change with their neighbours or run from right to left, which Pillow leaves to Raqm: Hebrew,
+    Arabic, the scripts of India and South-East Asia."""
+    return (
+        unicodedata.bidirectional(char) in ("R", "AL") or "\u0900" <= char <= "\u109f" or "\u1780" <= char <= "\u17ff"
+    )
+
+
+def _drawn(char: str, font: str) -> bytes:
+    from PIL import Image, ImageDraw
+
+    picture = Image.new("L", (64, 48))
+    ImageDraw.Draw(picture).text((16, 8), char, 255, _font(font, 20))
+    return picture.tobytes()
+
+
+@lru_cache(maxsize=64)
+def _font(path: str, size: int) -> ImageFont.FreeTypeFont:
     from PIL import ImageFont
 
-    return ImageFont.load_default(size)
+    return ImageFont.truetype(path, size)
+
+
+@lru_cache(maxsize=1)
+def _system_fonts() -> tuple[str, ...]:
+    """Those of `SYSTEM_FONTS` that are there and can be read."""
+    found = []
+    for folder, names in SYSTEM_FONTS:
+        for name in names.split(", "):
+            path = os.path.join(os.path.expandvars(folder), name)
+            try:
+                _font(path, 20)
+            except OSError:
+                continue  # another system, or a font that is not installed
+            found.append(path)
+    return tuple(found)
 
 
 def lines_of(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
@@ -167,7 +274,7 @@ def _badge(paper: Image.Image, x: int, y: int, number: int) -> None:
 
     paper.paste(ACCENT, (x, y, x + 34, y + 34), _rounded((34, 34), 17))
     ImageDraw.Draw(paper).text(
-        (x + 17, y + 17), str(number), (255, 255, 255), own_font(19), anchor="mm", stroke_width=0.4
+        (x + 17, y + 17), str(number), (255, 255, 255), font_of("", 19), anchor="mm", stroke_width=0.4
     )
 
 

@@ -40,6 +40,7 @@ from .audio import SoundTrack, has_sound
 from .copies import can_copy, copied_packets, copied_stream
 from .pictures import Part, pictures
 
+from .titles import check_titles
 if TYPE_CHECKING:
     import av
     import numpy as np
@@ -91,8 +92,8 @@ def join(
 
     `texts`, one per clip, name the chapters and make the subtitles and the titles; without them chapters are numbered
     and nothing is written over or under the picture. What cannot be done is refused before anything is written.
-    Raises `KSGenError` if a clip cannot be read, is too short for the overlap or the cross-fade, or the disk does not
-    take the film.
+    Raises `KSGenError` if a clip cannot be read, is too short for the overlap or the cross-fade, no font here has the
+    letters of a title, or the disk does not take the film.
     """
     settings = settings or FilmSettings()
     if texts is not None and len(texts) != len(clips):
@@ -101,6 +102,8 @@ def join(
     with atomically(path) as temporary:
         yield from _encode(temporary, parts, texts, settings)
 
+    if texts is not None and settings.titles:
+        check_titles(texts)
 
 def write_video(
     path: str | Path, clips: Sequence[Clip], texts: Sequence[str] | None = None, settings: FilmSettings | None = None

@@ -5,10 +5,12 @@ Legend: H, W height and width in pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from ..sheet import lines_of, own_font
+from ..errors import KSGenError
+from ..sheet import FONT_VARIABLE, font_files, font_of, lacking, lines_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,6 +21,18 @@ SMALLEST = 9
 BAND = (20, 17, 15, 176)
 INK = (255, 255, 255, 255)
 ACCENT = (255, 176, 128, 255)
+
+
+def check_titles(texts: Sequence[str]) -> None:
+    """Raise `KSGenError` if there is no font here that can draw a text."""
+    fonts = font_files()
+    for number, text in enumerate(texts, 1):
+        lacks = min((lacking(text, font) for font in fonts), key=len)
+        if lacks:
+            raise KSGenError(
+                f"The title of step {number} needs letters that no font here can draw: {lacks[:20]}. Set the "
+                f"environment variable {FONT_VARIABLE} to the path of a font that has them, or turn titles off."
+            )
 
 
 def with_title(picture: np.ndarray, number: int, text: str) -> np.ndarray:
@@ -40,7 +54,7 @@ def _band(number: int, text: str, height: int, width: int) -> Image.Image:
 
     size = max(SMALLEST, round(min(height, width) / 16))
     while True:
-        font, line, pad = own_font(size), round(size * 1.3), max(1, size // 2)
+        font, line, pad = font_of(text, size), round(size * 1.3), max(1, size // 2)
         label = f"{number} "
         indent = pad + int(font.getlength(label))
         lines = lines_of(" ".join(text.split()), font, max(1, width - indent - pad))
