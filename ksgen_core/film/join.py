@@ -39,8 +39,8 @@ from . import subtitles
 from .audio import SoundTrack, has_sound
 from .copies import can_copy, copied_packets, copied_stream
 from .pictures import Part, pictures
-
 from .titles import check_titles
+
 if TYPE_CHECKING:
     import av
     import numpy as np
@@ -98,12 +98,12 @@ def join(
     settings = settings or FilmSettings()
     if texts is not None and len(texts) != len(clips):
         raise ValueError(f"a film of {len(clips)} clips needs as many texts, got {len(texts)}")
+    if texts is not None and settings.titles:
+        check_titles(texts)
     parts = lay_out(clips, settings)
     with atomically(path) as temporary:
         yield from _encode(temporary, parts, texts, settings)
 
-    if texts is not None and settings.titles:
-        check_titles(texts)
 
 def write_video(
     path: str | Path, clips: Sequence[Clip], texts: Sequence[str] | None = None, settings: FilmSettings | None = None
