@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from fractions import Fraction
 from pathlib import Path
 
@@ -120,6 +121,26 @@ def test_a_file_that_was_cut_without_encoding_shows_and_counts_what_a_player_doe
     assert not copies([clip])
     write_video(tmp_path / "film.mp4", [clip, clip])
     assert len(read_video(tmp_path / "film.mp4")[0]) == 2 * len(clip.frames)
+
+
+def end_early(path: Path, share: float) -> None:
+    """Let the edit list of an MP4 show only the first part of its pictures, as telephones cut."""
+    data = bytearray(path.read_bytes())
+    place = data.index(b"elst") + 4 + 8  # ISO/IEC 14496-12, 8.6.6: the first edit's duration
+    (duration,) = struct.unpack_from(">I", data, place)
+    struct.pack_into(">I", data, place, round(duration * share))
+    path.write_bytes(data)
+
+
+def test_a_file_whose_end_was_cut_without_encoding_shows_no_more_than_a_player(tmp_path):
+    encode(tmp_path / "cut.mp4", moving(20))
+    end_early(tmp_path / "cut.mp4", 0.5)
+    clip = open_clip(tmp_path / "cut.mp4")
+    assert measure(clip)[0] == len(clip.frames) == 10, "else nothing was cut"
+    assert not copies([clip])
+    for count in (1, 2):
+        write_video(tmp_path / "film.mp4", [clip] * count)
+        assert len(read_video(tmp_path / "film.mp4")[0]) == 10 * count
 
 
 @pytest.mark.parametrize(

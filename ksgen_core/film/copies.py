@@ -49,11 +49,12 @@ def _kind(part: Part) -> tuple[Any, ...] | None:
         if (codec.name, codec.pix_fmt) != ("h264", "yuv420p") or not codec.extradata:
             return None
         step = _step(stream, part)
-        packets = [
-            (packet.pts, packet.dts, packet.is_keyframe)
-            for packet in file.demux(stream)
-            if packet.size and packet.pts is not None and packet.dts is not None and not packet.is_discard
-        ]
+        packets = []
+        for packet in file.demux(stream):
+            if packet.is_discard:
+                return None  # a cut hid pictures that are still in the file
+            if packet.size and packet.pts is not None and packet.dts is not None:
+                packets.append((packet.pts, packet.dts, packet.is_keyframe))
         if step is None or len(packets) != part.count:
             return None
         (first, begin, is_key), count = packets[0], len(packets)
