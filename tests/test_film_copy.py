@@ -132,8 +132,9 @@ def end_early(path: Path, share: float) -> None:
     path.write_bytes(data)
 
 
-def test_a_file_whose_end_was_cut_without_encoding_shows_no_more_than_a_player(tmp_path):
-    encode(tmp_path / "cut.mp4", moving(20))
+@pytest.mark.parametrize("bf", ["0", "2"])
+def test_a_file_whose_end_was_cut_without_encoding_shows_no_more_than_a_player(tmp_path, bf):
+    encode(tmp_path / "cut.mp4", moving(20), bf=bf)
     end_early(tmp_path / "cut.mp4", 0.5)
     clip = open_clip(tmp_path / "cut.mp4")
     assert measure(clip)[0] == len(clip.frames) == 10, "else nothing was cut"
