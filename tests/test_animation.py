@@ -170,7 +170,7 @@ def test_only_one_clip_is_in_memory(tmp_path: Path):
 
     one = 48 * 128 * 128 * 3 * 4
     assert one < peak_of(lambda: write_webp(tmp_path / "a.webp", [Clip(8.0, read)] * 6, progress=show)) < 1.5 * one
-    assert seen == [(k + 1, 6) for k in range(6)]
+    assert seen == [(done, 6) for k in range(6) for done in (*[k] * 48, k + 1)], "after every frame and every clip"
 
 
 def test_of_a_clip_in_a_file_only_frames_are_in_memory(tmp_path: Path):
@@ -189,9 +189,15 @@ def test_nonsense_is_refused_and_nothing_is_left(tmp_path: Path):
     with pytest.raises(ValueError, match="0 to 100, got 101"):
         write_webp(tmp_path / "a.webp", [Clip.of(film(), 8.0)], quality=101)
 
-    def stop(_number: int, _total: int) -> None:
-        raise KeyboardInterrupt
+
+def test_writing_can_be_ended_after_any_frame_and_nothing_is_left(tmp_path: Path):
+    shown = []
+
+    def stop(number: int, _total: int) -> None:
+        shown.append(number)
+        if len(shown) == 3:
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         write_webp(tmp_path / "a.webp", [Clip.of(film(), 8.0)], progress=stop)
-    assert not list(tmp_path.iterdir())
+    assert shown == [0, 0, 0] and not list(tmp_path.iterdir())

@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from film_files import SUBTITLE_TRACKS, sound_of, write_with_sound
+from film_files import SUBTITLE_TRACKS, sound_of, turn, write_with_sound
 
 from ksgen_core.film.copies import can_copy
 from ksgen_core.film.join import FilmSettings, lay_out, write_video
@@ -85,6 +85,34 @@ def test_what_is_not_safe_to_copy_is_encoded(tmp_path):
         assert len(read_video(tmp_path / "film.mp4")[0]) == counts.get(why, 9 + 9), why
     for why in ("colours that few players show", "times in thousandths", "another codec", "frames in memory"):
         assert not copies([others[why]]), why
+
+
+def test_a_clip_that_players_turn_is_joined_as_they_show_it(tmp_path):
+    picture = np.zeros((32, 64, 3), np.uint8)
+    picture[:, 32:] = 255
+    lying = encode(tmp_path / "clip.mp4", [picture] * 4)
+    assert copies([lying]) and measure(lying) == (4, 32, 64)
+    turn(tmp_path / "clip.mp4")
+    upright = open_clip(tmp_path / "clip.mp4")
+    assert measure(upright) == (4, 64, 32) and not copies([upright])
+    assert upright.frames.shape == (4, 64, 32, 3)
+    assert upright.frames[:, :28].max() < 0.1 and upright.frames[:, 36:].min() > 0.9, (
+        "dark above, as it was on the left"
+    )
+    write_video(tmp_path / "film.mp4", [upright])
+    with av.open(str(tmp_path / "film.mp4")) as file:
+        frame = next(file.decode(video=0))
+        assert (frame.width, frame.height, getattr(frame, "rotation", 0)) == (32, 64, 0)
+    assert read_video(tmp_path / "film.mp4")[0].sub(upright.frames).abs().max() < 0.1
+
+
+def test_a_longest_side_makes_the_film_smaller_and_keeps_its_shape(tmp_path):
+    clip = encode(tmp_path / "clip.mp4", moving(4, size=(64, 48)))
+    for longest, size in ((64, (64, 48)), (100, (64, 48)), (32, (32, 24)), (31, (32, 24)), (2, (2, 2))):
+        write_video(tmp_path / "film.mp4", [clip], settings=FilmSettings(longest_side=longest))
+        assert measure(open_clip(tmp_path / "film.mp4")) == (4, *size)
+    with pytest.raises(ValueError, match="2 pixels or more, got 1"):
+        FilmSettings(longest_side=1)
 
 
 def test_a_cross_fade_an_overlap_or_titles_are_not_lost(tmp_path):

@@ -11,8 +11,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 import torch
+from film_files import sound_of, turn, write_with_sound
 from PIL import Image
 
 from ksgen_core.errors import KSGenError
@@ -174,11 +176,84 @@ def test_a_step_without_a_clip_shows_its_picture_alone(tmp_path: Path):
     ]
 
 
-def test_a_film_that_browsers_play_goes_in_as_it_is(tmp_path: Path):
-    write_video(tmp_path / "clip.mp4", [Clip.of(film(9), 8.0)])
+def test_a_film_that_browsers_play_is_not_encoded_again(tmp_path: Path):
+    noise = (torch.rand(9, 24, 40, 3) * 255).byte().float() / 255
+    write_video(tmp_path / "clip.mp4", [Clip.of(noise, 8.0)])
     write_page(tmp_path / "page.html", plan_of(1), [picture()], [open_clip(tmp_path / "clip.mp4")])
     video = read(tmp_path / "page.html").all("video")[0]
-    assert inside(video.attrs["src"]) == (tmp_path / "clip.mp4").read_bytes()
+    with av.open(str(tmp_path / "clip.mp4")) as file:
+        own = [frame.to_ndarray() for frame in file.decode(video=0)]
+    shown = [frame.to_ndarray() for frame in decoded(inside(video.attrs["src"]))]
+    assert all(map(np.array_equal, own, shown)) and len(own) == len(shown) == 9
+
+
+@pytest.mark.parametrize("size", [(24, 40), (720, 360)])
+def test_the_workflow_in_a_film_is_not_given_to_strangers(tmp_path: Path, size: tuple[int, int]):
+    with av.open(str(tmp_path / "clip.mp4"), "w", options={"movflags": "use_metadata_tags"}) as file:
+        file.metadata["prompt"] = file.metadata["workflow"] = file.metadata["comment"] = "my own secret"
+        stream = file.add_stream("libx264", rate=8)
+        (stream.height, stream.width), stream.pix_fmt = size, "yuv420p"
+        stream.metadata["title"] = "my own secret"
+        for array in (film(4, *size) * 255).byte().numpy():
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(array, format="rgb24")))
+        file.mux(stream.encode(None))
+    assert (tmp_path / "clip.mp4").read_bytes().count(b"my own secret") >= 3
+    write_page(tmp_path / "page.html", plan_of(1), [picture()], [open_clip(tmp_path / "clip.mp4")])
+    data = inside(read(tmp_path / "page.html").all("video")[0].attrs["src"])
+    assert len(decoded(data)) == 4 and b"secret" not in data and b"workflow" not in data
+
+
+@pytest.mark.parametrize(
+    ("name", "sound", "size"),
+    [
+        ("a.mp4", "aac", 32),
+        ("a.mp4", "aac", 720),
+        ("a.mp4", "ac3", 32),
+        ("a.mov", "pcm_s16le", 32),
+        ("a.webm", "", 720),
+    ],
+)
+def test_the_sound_of_a_clip_is_kept_in_a_kind_that_browsers_play(tmp_path: Path, name: str, sound: str, size: int):
+    path = write_with_sound(tmp_path / name, 1.0, sound=sound, size=size)
+    write_page(tmp_path / "page.html", plan_of(1), [picture()], [open_clip(path)])
+    (tmp_path / "shown.mp4").write_bytes(inside(read(tmp_path / "page.html").all("video")[0].attrs["src"]))
+    samples, said = sound_of(tmp_path / "shown.mp4")
+    assert said["codec"] == "aac" and float(said["seconds"]) == pytest.approx(1.0, abs=0.05)
+    assert 0.3 < np.sqrt(2) * samples[0, 12000:36000].std() < 0.7
+
+
+@pytest.mark.parametrize("long", [64, 1280])
+def test_a_film_that_was_taken_upright_lies_upright(tmp_path: Path, long: int):
+    """Twice as wide as high in the file, left half dark; turned to the right the dark half is the upper one."""
+    frames = torch.zeros(4, long // 2, long, 3)
+    frames[:, :, long // 2 :] = 1
+    write_video(tmp_path / "clip.mp4", [Clip.of(frames, 8.0)])
+    turn(tmp_path / "clip.mp4")
+    write_page(tmp_path / "page.html", plan_of(1), [picture()], [open_clip(tmp_path / "clip.mp4")])
+    video = read(tmp_path / "page.html").all("video")[0]
+    size, high = (str(min(long, 640) // 2), str(min(long, 640))), min(long, 640) // 2
+    assert (video.attrs["width"], video.attrs["height"]) == size
+    frame = decoded(inside(video.attrs["src"]))[0]
+    array = frame.to_ndarray(format="rgb24")
+    assert not getattr(frame, "rotation", 0) and array.shape[:2] == (2 * high, high)
+    assert array[: high - 8].max() < 16 and array[high + 8 :].min() > 239
+    with Image.open(io.BytesIO(inside(video.attrs["poster"]))) as poster:
+        assert poster.height == 2 * poster.width
+        assert poster.getpixel((2, 2))[0] < 16 and poster.getpixel((2, poster.height - 3))[0] > 239
+
+
+@pytest.mark.parametrize("kind", ["in memory", "in a file"])
+def test_the_poster_has_the_films_colours(tmp_path: Path, kind: str):
+    """BT.709, as the film names it: read as BT.601, this red would be some 20 levels off."""
+    colour = torch.tensor([0.8, 0.1, 0.2])
+    clip = Clip.of(colour.expand(3, 48, 64, 3).clone(), 8.0)
+    if kind == "in a file":
+        write_video(tmp_path / "clip.mp4", [clip])
+        clip = open_clip(tmp_path / "clip.mp4")
+    write_page(tmp_path / "page.html", plan_of(1), [picture()], [clip])
+    video = read(tmp_path / "page.html").all("video")[0]
+    with Image.open(io.BytesIO(inside(video.attrs["poster"]))) as poster:
+        assert poster.getpixel((20, 20)) == pytest.approx((204, 25.5, 51), abs=4)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +312,7 @@ def test_twenty_steps_are_written_one_at_a_time(tmp_path: Path):
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert seen == [(k + 1, count) for k in range(count)]
+    assert seen == [(done, count) for k in range(count) for done in (*[k] * 8, k + 1)], "per frame and per step"
     whole = (tmp_path / "page.html").stat().st_size
     assert whole > count * size and peak < whole / 5
     page = read(tmp_path / "page.html")
@@ -280,6 +355,16 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path):
         write_page(tmp_path / "page.html", plan_of(3), [picture()] * 2)
     with pytest.raises(ValueError, match="each of 3 steps, got 2"):
         write_page(tmp_path / "page.html", plan_of(3), [picture()] * 3, [None] * 2)
+    calls = []
+
+    def stop_in_a_clip(number: int, _total: int) -> None:
+        calls.append(number)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_page(tmp_path / "page.html", plan_of(1), [picture()], [Clip.of(film(5), 8.0)], progress=stop_in_a_clip)
+    assert calls == [0, 0], "after the second of five frames"
     (tmp_path / "clip.mp4").write_bytes(b"no film at all")
     broken = Clip(8.0, lambda: open_clip(tmp_path / "clip.mp4").frames, tmp_path / "clip.mp4")
     with pytest.raises(KSGenError, match="clip.mp4 cannot be read as a video"):

@@ -41,14 +41,15 @@ def write_webp(
     up. A frame that would begin less than `SHORTEST` milliseconds after the one before is left out; the others keep
     their times. Frames in a row that look the same at this quality become one that is shown longer.
     `quality` is 0 (smallest) to 100, `loop` plays without end instead of once. Frames of clips in files are read one by
-    one; beside them the memory holds the file. `progress` is called after each clip with its number and how many there
-    are; what it raises ends the writing. Raises `KSGenError` if the size is not what WebP allows or a clip cannot be
-    read.
+    one; beside them the memory holds the file. `progress` is called after each frame and each clip with how many clips
+    are done, of how many; what it raises ends the writing. Raises `KSGenError` if the size is not what WebP allows or a
+    clip cannot be read.
     """
     if not clips:
         raise ValueError("an animation needs at least one clip")
     if not 0 <= quality <= 100:
         raise ValueError(f"the quality is 0 to 100, got {quality}")
+    show = progress or (lambda *_: None)
     data = bytearray()
     encoder: Any = None
     size, time, last = (0, 0), Fraction(0), -SHORTEST
@@ -62,8 +63,8 @@ def write_webp(
             if start - last >= SHORTEST:
                 data += _encode(encoder, _fitted(array, size), start)
                 last = start
-        if progress is not None:
-            progress(number, len(clips))
+            show(number - 1, len(clips))
+        show(number, len(clips))
     data += _encode(encoder, None, 0)
     _set_end_and_loop(data, round(time), loop)
     write_atomically(path, lambda temporary: Path(temporary).write_bytes(data))

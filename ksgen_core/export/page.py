@@ -12,15 +12,17 @@ import hashlib
 import io
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TextIO
 
 from .. import pixels
 from ..checkpoints import write_atomically
-from ..film.join import write_video
+from ..film.join import FilmSettings, join
 from ..types import Clip, KeyStep, Plan
-from ..video import frames, measure, open_clip, write_lossless
+from ..video import frames, measure, open_clip
 from .page_look import SCRIPT, STYLE
 
 if TYPE_CHECKING:
@@ -50,24 +52,26 @@ def write_page(
     """Write the storyboard as one HTML page; `path` is written whole or not at all.
 
     `images` has the key image `[H, W, 3]` of each step, `clips` the clip of each step, or None where there is none.
-    One step is held at a time, if `images` is read lazily and the clips lie in files. A clip in an H.264 file in MP4 of
-    at most `LONGEST_CLIP_SIDE` pixels a side goes in as it is, any other is encoded anew.
-    `progress` is called after each step with its number and how many there are; what it raises ends the writing.
+    One step is held at a time, if `images` is read lazily and the clips lie in files. The pictures of a clip in an
+    H.264 file of at most `LONGEST_CLIP_SIDE` pixels a side go in as they are, any other's are encoded anew, as all
+    sound is; what else a file holds, such as the workflow it was made with, does not go in.
+    `progress` is called after each frame of a clip and after each step with how many steps are done, of how many; what
+    it raises ends the writing.
     Raises `KSGenError` if a picture or a clip cannot be read or the file cannot be written.
     """
     count = len(plan.steps)
     if clips is not None and len(clips) != count:
         raise ValueError(f"a page needs a clip, or None, for each of {count} steps, got {len(clips)}")
     films = clips or [None] * count
+    show = progress or (lambda *_: None)
 
     def write(temporary: str) -> None:
         # A text may hold half a surrogate pair, which no encoding can write.
         with open(temporary, "w", encoding="utf-8", errors="replace", newline="\n") as page:
             page.write(_head(plan, any(films)))
             for number, (step, image, clip) in enumerate(zip(plan.steps, images, films, strict=True), 1):
-                _write_step(page, number, step, image, clip)
-                if progress is not None:
-                    progress(number, count)
+                _write_step(page, number, step, image, clip, partial(show, number - 1, count))
+                show(number, count)
             page.write(_foot(plan, any(films)))
 
     write_atomically(path, write)
@@ -107,7 +111,9 @@ def _head(plan: Plan, plays: bool) -> str:
 """
 
 
-def _write_step(page: TextIO, number: int, step: KeyStep, image: torch.Tensor, clip: Clip | None) -> None:
+def _write_step(
+    page: TextIO, number: int, step: KeyStep, image: torch.Tensor, clip: Clip | None, show: Callable[[], object]
+) -> None:
     from PIL import Image
 
     text = escape(step.text)
@@ -122,7 +128,7 @@ def _write_step(page: TextIO, number: int, step: KeyStep, image: torch.Tensor, c
     page.write('"><figcaption>Key image</figcaption></figure>\n')
     if clip is not None:
         with tempfile.TemporaryDirectory(prefix="ksgen-page-") as folder:
-            file, picture, seconds = _film(clip, Path(folder))
+            file, picture, seconds = _film(clip, Path(folder), show)
             page.write(
                 f'<figure class="film"><div class="screen">\n<video width="{picture.width}" height="{picture.height}" '
                 f'controls muted loop playsinline preload="metadata" aria-label="Clip of step {number}: {text}" '
@@ -178,48 +184,19 @@ def _write_picture(page: TextIO, picture: Image.Image) -> None:
     _write_data(page, "image/jpeg", data)
 
 
-def _film(clip: Clip, folder: Path) -> tuple[Path, Image.Image, float]:
-    """A file that browsers play, the clip's own or a new one in `folder`; its first picture and its seconds."""
-    path = clip.path
-    found = _as_browsers_play_it(path) if path is not None else None
-    if path is None or found is None:
-        path = folder / "clip.mp4"
-        write_video(path, [_small(clip, folder)])
-        found = _as_browsers_play_it(path)
-    if found is None:
-        raise ValueError(f"{path} was written as a film that browsers do not play")
-    return (path, *found)
+def _film(clip: Clip, folder: Path, show: Callable[[], object]) -> tuple[Path, Image.Image, float]:
+    """The clip as a film in `folder` that browsers play; its first picture and its seconds. `show` is called per frame.
 
-
-def _as_browsers_play_it(path: Path) -> tuple[Image.Image, float] | None:
-    """First picture and seconds of a small H.264 film in MP4 with 4:2:0 colours of 8 bits, None of any other."""
-    import av
-
-    if path.suffix.lower() not in (".mp4", ".m4v"):
-        return None
-    try:
-        with av.open(str(path)) as file:
-            stream = file.streams.video[0]
-            kind = (stream.codec_context.name, stream.pix_fmt)
-            small = max(stream.width, stream.height) <= LONGEST_CLIP_SIDE
-            if "mp4" not in file.format.name or kind != ("h264", "yuv420p") or not small or not file.duration:
-                return None
-            return next(file.decode(stream)).to_image(), file.duration / av.time_base
-    except (av.FFmpegError, IndexError, StopIteration):
-        return None  # whoever decodes it all says what is wrong
-
-
-def _small(clip: Clip, folder: Path) -> Clip:
-    """The clip with at most `LONGEST_CLIP_SIDE` pixels a side; one that is made smaller, without sound, in `folder`."""
-    import numpy as np
+    The film is always a new file, even where its pictures are taken over as they are: in the clip's own there may be
+    the user's whole workflow, and sound that browsers do not play.
+    """
     from PIL import Image
 
-    _, height, width = measure(clip)
-    scale = LONGEST_CLIP_SIDE / max(height, width)
-    if scale >= 1:
-        return clip
-    # H.264 in 4:2:0 asks for even sides.
-    size = (max(2, round(width * scale / 2) * 2), max(2, round(height * scale / 2) * 2))
-    resized = (Image.fromarray(array).resize(size, Image.Resampling.LANCZOS) for array in frames(clip))
-    write_lossless(folder / "small.mkv", map(np.asarray, resized), clip.fps)
-    return open_clip(folder / "small.mkv")
+    path = folder / "clip.mp4"
+    with closing(join(path, [clip], settings=FilmSettings(longest_side=LONGEST_CLIP_SIDE))) as joined:
+        for _ in joined:
+            show()
+    film = open_clip(path)
+    with closing(frames(film)) as shown:
+        picture = Image.fromarray(next(shown))
+    return path, picture, measure(film)[0] / film.fps

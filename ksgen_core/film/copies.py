@@ -11,7 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..video import opened
+from ..video import opened, rotation
 from .pictures import Part
 
 if TYPE_CHECKING:
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 def can_copy(parts: Sequence[Part]) -> bool:
     """Whether the packets of all clips, one after the other, are a film that every player shows frame by frame.
 
-    For that they come from one encoder with the same settings, every clip can be decoded alone, and its pictures have
-    whole and even times and are all in the film: most pictures lean on the first ones. PyAV before 15 writes such films
-    without what a decoder needs.
+    For that they come from one encoder with the same settings and lie upright, every clip can be decoded alone, and its
+    pictures have whole and even times and are all in the film: most pictures lean on the first ones. PyAV before 15
+    writes such films without what a decoder needs.
     """
     import av
 
@@ -44,6 +44,9 @@ def _kind(part: Part) -> tuple[Any, ...] | None:
     """What must be equal for a decoder to go on from one clip to the next; None if the clip cannot be copied."""
     if part.clip.path is None or part.skip:
         return None
+    with opened(part.clip.path) as (file, stream):
+        if rotation(next(file.decode(stream))):
+            return None
     with opened(part.clip.path) as (file, stream):
         codec = stream.codec_context
         if (codec.name, codec.pix_fmt) != ("h264", "yuv420p") or not codec.extradata:

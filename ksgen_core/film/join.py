@@ -1,7 +1,8 @@
 """Clips joined to one film: H.264 in MP4, with a chapter per step, subtitles, cross-fades, titles and the clips' sound.
 
 The rules:
-- The film has the first clip's size, made even as H.264 in 4:2:0 asks for it by repeating the last row or column.
+- The film has the first clip's size, or its shape if that is too large for the settings, made even as H.264 in 4:2:0
+  asks for it by repeating the last row or column.
   Pictures of another size are scaled to fit in it and centred on black.
 - Its rate is the clips' rate or, if they differ, the highest of them.
 - Clip k begins where the clips before it end, each shortened by one cross-fade; this is computed from the film's start
@@ -62,19 +63,22 @@ LONGEST_NAME = 255
 @dataclass(frozen=True)
 class FilmSettings:
     """How clips are joined: seconds of cross-fade, whether a step's text is drawn over the first two seconds of its
-    clip, whether the film gets a track of subtitles, which players show on demand, and how many frames every clip after
-    the first begins with that the film does not show."""
+    clip, whether the film gets a track of subtitles, which players show on demand, how many frames every clip after
+    the first begins with that the film does not show, and how many pixels its longer side has at most."""
 
     cross_fade: float = 0.0
     titles: bool = False
     subtitles: bool = True
     overlap: int = 0
+    longest_side: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.cross_fade < math.inf:
             raise KSGenError(f"A cross-fade takes 0 seconds (none) or more, got {self.cross_fade}.")
         if self.overlap < 0:
             raise KSGenError(f"Clips overlap by 0 frames (not at all) or more, got {self.overlap}.")
+        if self.longest_side is not None and self.longest_side < 2:
+            raise ValueError(f"the longer side of a film has 2 pixels or more, got {self.longest_side}")
 
 
 @dataclass(frozen=True)
@@ -163,13 +167,14 @@ def _encode(
 
     rate = max(part.rate for part in parts)
     total = max(1, math.floor(parts[-1].end * rate + Fraction(1, 2)))
-    size, cuts = (parts[0].height, parts[0].width), _spans(parts)
+    own, cuts = (parts[0].height, parts[0].width), _spans(parts)
+    size = _size(own, settings.longest_side)
     # The clock of the whole film, in which every frame has a whole number, and so its length is exact.
     ticks = rate.numerator * math.ceil(1000 / rate.numerator)
     options = {"movflags": "faststart", "movie_timescale": str(ticks)}
     with ExitStack() as opened:
         file = opened.enter_context(av.open(path, "w", options=options))
-        if not settings.cross_fade and not settings.titles and can_copy(parts):
+        if not settings.cross_fade and not settings.titles and size == own and can_copy(parts):
             packets = copied_packets(copied_stream(file, parts[0]), parts)
         else:
             shown = pictures(parts, rate, total, size, texts if settings.titles else None)
@@ -195,6 +200,13 @@ def _encode(
         file.mux(list(chain.from_iterable(packets)))
         if sound is not None:
             sound.finish(parts[-1].end)
+
+
+def _size(own: tuple[int, int], longest_side: int | None) -> tuple[int, int]:
+    """Height and width of the film: the first clip's own, or in proportion if its longer side is too long."""
+    scale = Fraction(longest_side or max(own), max(own))
+    height, width = (max(1, round(side * scale)) for side in own) if scale < 1 else own
+    return height, width
 
 
 def _encoded(stream: VideoStream, shown: Iterator[np.ndarray], rate: Fraction) -> Generator[list[Packet], None, None]:
