@@ -43,12 +43,14 @@ from .cache_entry import (
 from .checkpoints import write_atomically
 from .errors import KSGenError
 
-__all__ = ["ENTRY_KIND", "GRACE", "Result", "ResultCache", "default_limit", "default_root"]
+__all__ = ["ENTRY_KIND", "GRACE", "LOCK_KEPT", "Result", "ResultCache", "default_limit", "default_root"]
 
 log = logging.getLogger("ksgen")
 
 GRACE = 24 * 3600
 """Seconds: what was used within them is never evicted, whoever's run it belongs to."""
+LOCK_KEPT = 90 * 24 * 3600
+"""Seconds: a lock that no run has met for longer spares nothing from eviction; its plan is long forgotten."""
 STEP_KIND = "ksgen.step/1"
 DEFAULT_GIGABYTES = 50.0
 _HEX = re.compile(r"[0-9a-f]{64}")
@@ -144,12 +146,15 @@ class ResultCache:
     def remember(self, address: str, key: str, locked: bool) -> None:
         """Note which result the step at `address` (64 hexadecimal digits) had last, and whether the step is locked.
 
+        Every run says so of all its steps: by that it is known which locks are still in use, see `LOCK_KEPT`.
         Raises `KSGenError` if that cannot be written.
         """
         path, folder = self._pointer(address), self._folder(key)
         if _pointed(path) != (key, bool(locked)):
             text = json.dumps({"kind": STEP_KIND, "key": key, "locked": bool(locked)}) + "\n"
             patiently(write_atomically, path, lambda temporary: write_synced(temporary, text))
+        with suppress(OSError):  # what cannot be noted is evicted earlier
+            os.utime(path)
         mark_used(folder)
 
     def last(self, address: str) -> str | None:
@@ -160,13 +165,13 @@ class ResultCache:
     def trim(self, needed: Iterable[str] = ()) -> int:
         """Remove the results used longest ago until all take at most `limit_bytes`; gives the bytes freed.
 
-        Stays: what is `needed`, what a locked step points to, what was used within `GRACE`. Leftovers of crashes are
-        swept up.
+        Stays: what is `needed`, what a locked step points to that a run has met within `LOCK_KEPT`, what was used
+        within `GRACE`. Leftovers of crashes are swept up.
         """
         self._sweep()
         freed = 0
         if self.limit_bytes is not None:
-            stays = {_checked(key, "a key") for key in needed} | self.locked_keys()
+            stays = {_checked(key, "a key") for key in needed} | self.locked_keys(LOCK_KEPT)
             found = sorted((used_at(folder), folder, size_of(folder)) for folder in self._folders())
             total = sum(size for _, _, size in found)
             for used, folder, size in found:
@@ -179,8 +184,8 @@ class ResultCache:
                     if self._remove(folder, lambda aside, used=used: used_at(aside) == used):
                         freed += size
         for path in self._pointers():
-            # A locked step's stays: its result may be on the way back into its place, see `_remove`.
-            if (pointed := _pointed(path)) and not pointed[1] and _is_old(path):
+            # A locked step's stays longer: its result may be on the way back into its place, see `_remove`.
+            if (pointed := _pointed(path)) and _age(path) > (LOCK_KEPT if pointed[1] else GRACE):
                 if not os.path.lexists(self._folder(pointed[0])):
                     delete(path)
         return freed
@@ -226,9 +231,10 @@ class ResultCache:
         self._sweep()
         return freed
 
-    def locked_keys(self) -> set[str]:
-        """The keys that locked steps point to."""
-        return {pointed[0] for path in self._pointers() if (pointed := _pointed(path)) and pointed[1]}
+    def locked_keys(self, seconds: float = math.inf) -> set[str]:
+        """The keys that locked steps point to which a run has met within so many seconds."""
+        paths = [path for path in self._pointers() if _age(path) <= seconds]
+        return {pointed[0] for path in paths if (pointed := _pointed(path)) and pointed[1]}
 
     def generation(self) -> str:
         """A text that changes whenever any process removed anything; "" if nothing ever was."""
@@ -294,7 +300,7 @@ class ResultCache:
         """Delete what was left half-written or half-removed a day ago or earlier."""
         folders = [self.root, *_listed(self.root), *_listed(self.root / "steps")]
         for path in (path for folder in folders for path in _listed(folder)):
-            if path.name.startswith((".writing-", ".removed-")) and _is_old(path):
+            if path.name.startswith((".writing-", ".removed-")) and abs(_age(path)) > GRACE:
                 delete(path)
 
 
@@ -351,8 +357,9 @@ def _listed(folder: Path) -> list[Path]:
         raise KSGenError(f"{folder} cannot be read ({error}). Check the permissions of the folder.") from error
 
 
-def _is_old(path: Path) -> bool:
+def _age(path: Path) -> float:
+    """Seconds since a file was changed; 0 for one that is gone."""
     try:
-        return abs(time.time() - path.lstat().st_mtime) > GRACE
+        return time.time() - path.lstat().st_mtime
     except OSError:
-        return False
+        return 0.0

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from ksgen_core.cache import GRACE, ResultCache, default_limit, default_root
+from ksgen_core.cache import GRACE, LOCK_KEPT, ResultCache, default_limit, default_root
 from ksgen_core.errors import KSGenError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,6 +49,12 @@ def age(cache: ResultCache, name: object, seconds: float) -> None:
     """Make it look as if the result had been used last so long ago."""
     then = time.time() - seconds
     os.utime(cache.root / key_of(name)[:2] / key_of(name) / "entry.json", (then, then))
+
+
+def age_note(cache: ResultCache, name: object, seconds: float) -> None:
+    """Make it look as if no run had met the step for so long."""
+    then = time.time() - seconds
+    os.utime(cache.root / "steps" / key_of(name)[:2] / f"{key_of(name)}.json", (then, then))
 
 
 def names(root: Path) -> list[str]:
@@ -217,6 +223,36 @@ def test_notes_of_results_that_are_gone_are_dropped(cache):
     os.utime(path, (0, 0))
     cache.trim()
     assert cache.last(key_of("step b")) is None and cache.last(key_of("step c")) == key_of("c")
+
+
+def test_a_lock_that_no_run_has_met_for_long_spares_nothing(cache):
+    cache.limit_bytes = 0
+    for name in ("abandoned", "met"):
+        keep(cache, name)
+        cache.remember(key_of(f"step {name}"), key_of(name), True)
+        age_note(cache, f"step {name}", LOCK_KEPT - 3600)
+        age(cache, name, 5 * GRACE)
+    assert cache.trim() == 0, "a quarter of a year is not over"
+    for name in ("abandoned", "met"):
+        age_note(cache, f"step {name}", LOCK_KEPT + 3600)
+    cache.remember(key_of("step met"), key_of("met"), True)  # as every run does, though nothing is new
+    age(cache, "met", 5 * GRACE)
+    assert cache.clear([key_of("abandoned")]) == 0, "by hand a locked result only goes if that is asked for"
+    assert cache.trim() > 0
+    assert [result.about["text"] for result in cache.entries()] == ["met"]
+    assert cache.last(key_of("step abandoned")) is None and cache.last(key_of("step met")) == key_of("met")
+
+
+def test_a_result_that_any_lock_in_use_points_to_stays(cache):
+    """Equal steps of two plans share it."""
+    cache.limit_bytes = 0
+    keep(cache, "shared")
+    for name in ("old step", "new step"):
+        cache.remember(key_of(name), key_of("shared"), True)
+    age_note(cache, "old step", 2 * LOCK_KEPT)
+    age(cache, "shared", 5 * GRACE)
+    assert cache.trim() == 0 and cache.find(key_of("shared"))
+    assert cache.last(key_of("old step")) == key_of("shared"), "the old lock would hold again if its plan came back"
 
 
 def test_clearing_spares_locked_results_unless_asked(cache):
