@@ -69,9 +69,15 @@ class StoryboardFolder:
         return {k: pixels.read_picture(p) for k in steps if (p := self.key_image_path(k)).exists()}
 
     def clips(self) -> dict[int, Clip]:
-        """The clips that are there, by step (from 0); one without its key image does not count."""
+        """The clips that are there, by step (from 0); one without its key image does not count.
+
+        Raises `KSGenError`, naming the file, if one cannot be read.
+        """
         steps = [k for k in range(len(self.plan.steps)) if self.key_image_path(k).exists()]
-        return {k: open_clip(p) for k in steps if (p := self.clip_path(k)).exists()}
+        try:
+            return {k: open_clip(p) for k in steps if (p := self.clip_path(k)).exists()}
+        except KSGenError as error:
+            raise KSGenError(f"{error} A run of the command line makes it with --resume.") from error
 
     def made(self) -> Made:
         """What is there, for a run that is resumed."""

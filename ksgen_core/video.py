@@ -5,6 +5,7 @@ Legend: F frames, H, W height and width in pixels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -84,8 +85,14 @@ def _cut_to_uint8(picture: torch.Tensor | np.ndarray) -> np.ndarray:
 
 
 def as_rate(fps: float | Fraction) -> Fraction:
-    """Frames a second as a fraction with a denominator of at most 1001, the one of 30000/1001."""
-    return Fraction(fps).limit_denominator(1001)
+    """Frames a second as a fraction with a denominator of at most 1001, the one of 30000/1001.
+
+    Raises `KSGenError` if that is not more than 0.
+    """
+    rate = Fraction(fps).limit_denominator(1001) if 0 < fps < math.inf else Fraction(0)
+    if rate <= 0:
+        raise KSGenError(f"A clip has at least 1/1001 frames per second, got {float(fps):g}. Give a higher rate.")
+    return rate
 
 
 def open_clip(path: str | Path) -> Clip:
@@ -182,14 +189,13 @@ def opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     import av
 
     if not path.is_file():
-        raise KSGenError(f"The clip {path} is missing. Make it again, on the command line with --resume.")
+        raise KSGenError(f"The clip {path} is missing. Check the path, or make it again.")
     try:
         with av.open(str(path)) as file:
             yield file, file.streams.video[0]
     except (av.FFmpegError, IndexError, StopIteration) as error:
         raise KSGenError(
-            f"{path} cannot be read as a video ({error}). Delete it and make it again, on the command line with "
-            "--resume."
+            f"{path} cannot be read as a video ({error}). Give another file, or delete it and make it again."
         ) from error
 
 
@@ -201,4 +207,4 @@ def _rate(file: InputContainer, stream: VideoStream, path: Path) -> float:
 
 
 def _no_frames(path: Path) -> KSGenError:
-    return KSGenError(f"{path} holds no frames. Delete it and make it again, on the command line with --resume.")
+    return KSGenError(f"{path} holds no frames. Give another file, or delete it and make it again.")

@@ -232,6 +232,16 @@ def test_the_sheet_shows_every_step_whatever_the_texts(count):
         sheet(plan, images[:-1] if count > 1 else images * 2)
 
 
+def test_a_broken_clip_of_a_folder_is_named_and_made_again_with_resume(tmp_path):
+    write_video(tmp_path / "whole.mp4", [Clip.of(torch.rand(3, 32, 32, 3), 8.0)])
+    place = storyboard.start(tmp_path / "s", Plan("make tea", (KeyStep("cut"),)))
+    place.keep_key_image(0, torch.rand(32, 32, 3))
+    place.clip_path(0).parent.mkdir()
+    place.clip_path(0).write_bytes((tmp_path / "whole.mp4").read_bytes()[:200])
+    with pytest.raises(KSGenError, match=r"01\.mp4 cannot be read as a video.*delete it.*--resume"):
+        storyboard.load(tmp_path / "s")
+
+
 def test_the_sheet_keeps_no_film_in_memory():
     films = []
 

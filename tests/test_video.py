@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ksgen_core.errors import KSGenError
 from ksgen_core.pixels import to_uint8
 from ksgen_core.video import open_clip, read_video, write_lossless
 
@@ -51,6 +52,22 @@ def test_floats_are_cut_as_the_host_cuts_them(tmp_path):
 def test_the_rate_comes_back_exactly(tmp_path, fps):
     write_lossless(tmp_path / "a.mkv", noise(2, 16, 16), fps)
     assert open_clip(tmp_path / "a.mkv").fps == read_video(tmp_path / "a.mkv")[1] == float(fps)
+
+
+@pytest.mark.parametrize("fps", [0, -8, 1 / 5000, float("nan"), float("inf"), Fraction(1, 4000)])
+def test_a_rate_that_is_none_is_refused(tmp_path, fps):
+    with pytest.raises(KSGenError, match="frames per second"):
+        write_lossless(tmp_path / "a.mkv", noise(2, 16, 16), fps)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", [None, b"no film", b""])
+def test_a_file_that_is_no_film_is_named_with_advice_that_fits_any_file(tmp_path, content):
+    if content is not None:
+        (tmp_path / "holiday.mp4").write_bytes(content)
+    with pytest.raises(KSGenError, match=r"holiday\.mp4 (is missing|cannot be read)") as caught:
+        open_clip(tmp_path / "holiday.mp4")
+    assert "--resume" not in str(caught.value)
 
 
 def test_the_same_frames_give_the_same_file(tmp_path):
