@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from comfy_api.latest import io, ui
@@ -37,7 +39,7 @@ class KSGenStoryboard(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..ksgen_core.sheet import sheet
 
-        return io.NodeOutput(sheet(plan, pictures_of(plan, key_images, clips), clips)[None])
+        return io.NodeOutput(sheet(plan, list(pictures_of(plan, key_images, clips)), clips)[None])
 
 
 class KSGenSaveStoryboard(io.ComfyNode):
@@ -108,20 +110,27 @@ def shown_inputs(clips: str) -> list[io.Input]:
     ]
 
 
-def pictures_of(plan: Plan, key_images: torch.Tensor | None, clips: tuple[Clip, ...] | None) -> list[torch.Tensor]:
-    """The picture `[H, W, 3]` of every step: its key image or, without, the first frame of its clip.
+def pictures_of(plan: Plan, key_images: torch.Tensor | None, clips: tuple[Clip, ...] | None) -> Iterator[torch.Tensor]:
+    """The picture `[H, W, 3]` of every step: its key image or, without, the first frame of its clip, read when it is
+    asked for.
 
-    Raises `KSGenError` if there are neither key images nor clips, or not as many as steps.
+    Raises `KSGenError` at once if there are neither key images nor clips, or not as many as steps.
     """
     from ..ksgen_core.errors import KSGenError
-    from ..ksgen_core.pixels import from_uint8
-    from ..ksgen_core.video import frames
 
     if clips is not None:
         check_clips(plan, clips)
     if key_images is not None:
         check_key_images(plan, key_images)
-        return list(key_images.float().cpu())
+        return (image.float().cpu() for image in key_images)
     if clips is None:
         raise KSGenError("A storyboard needs key images, or clips to take their first frames from. Connect some.")
-    return [from_uint8(next(frames(clip))) for clip in clips]
+    return map(_first_frame, clips)
+
+
+def _first_frame(clip: Clip) -> torch.Tensor:
+    from ..ksgen_core.pixels import from_uint8
+    from ..ksgen_core.video import frames
+
+    with closing(frames(clip)) as film:
+        return from_uint8(next(film))

@@ -161,7 +161,24 @@ def messages_of_a_film(frames: int, stop: int) -> dict:
     return {"made": len(made), "sent": sent, "raised": ""}
 
 
+def clips_read() -> list[int]:
+    """How many clips are read by the time each of the three pictures of a storyboard without key images is taken."""
+    import torch
+
+    storyboard = next(module for name, module in sys.modules.items() if name.endswith("KS-Gen.nodes.storyboard"))
+    types = importlib.import_module("..ksgen_core.types", storyboard.__package__)
+    read = []
+
+    def film() -> torch.Tensor:
+        read.append(1)
+        return torch.full((2, 16, 16, 3), 0.5)
+
+    plan = types.Plan("tea", (types.KeyStep("boil"),) * 3)
+    return [len(read) for _ in storyboard.pictures_of(plan, None, (types.Clip(8.0, film),) * 3)]
+
+
 report = {
+    "clips_read": clips_read(),
     "files": [files_of("one/film"), files_of("two/film/")],
     "film": messages_of_a_film(3000, 0),
     "stopped_film": messages_of_a_film(3000, 7),

@@ -67,6 +67,10 @@ def test_no_file_or_folder_of_the_output_folder_is_ever_written_twice(pack):
         assert folder != next_folder
 
 
+def test_the_first_frames_of_clips_are_read_one_after_the_other(pack):
+    assert pack["clips_read"] == [1, 2, 3]
+
+
 def test_the_browser_is_not_told_of_every_frame_and_every_frame_can_be_the_last(pack):
     film, stopped = pack["film"], pack["stopped_film"]
     assert film["made"] == 3000 and film["raised"] == ""
