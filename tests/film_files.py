@@ -40,12 +40,14 @@ def write_with_sound(
     grey: int = 128,
     size: int = 32,
     sound: str = "",
+    silent: tuple[float, float] = (0.0, 0.0),
 ) -> Path:
     """A film of `size` x `size` pixels at 8 frames a second with a tone of amplitude 0.5 for `sounds` seconds.
 
-    H.264 and AAC in MP4, VP9 and Opus in WebM, unless `sound` names another codec.
+    H.264 and AAC in MP4, VP9 and Opus in WebM, unless `sound` names another codec; whole numbers in Matroska. From the
+    one to the other second of `silent` the file holds no sound.
     """
-    codecs = ("libvpx-vp9", "libopus") if path.suffix == ".webm" else ("libx264", "aac")
+    codecs = {".webm": ("libvpx-vp9", "libopus"), ".mkv": ("libx264", "pcm_s16le")}.get(path.suffix, ("libx264", "aac"))
     count = int((seconds if sounds is None else sounds) * rate)
     tone = 0.5 * np.sin(2 * np.pi * frequency * np.arange(count) / rate).astype(np.float32)
     with av.open(str(path), "w") as file:
@@ -56,13 +58,19 @@ def write_with_sound(
         for _ in range(int(seconds * 8)):
             picture = av.VideoFrame.from_ndarray(np.full((size, size, 3), grey, np.uint8), format="rgb24")
             file.mux(video.encode(picture))
-        channels = 1 if layout == "mono" else 2
+        channels = av.AudioLayout(layout).nb_channels
         frame = av.AudioFrame.from_ndarray(np.repeat(tone[None], channels, 0), format="fltp", layout=layout)
         frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
-        resampler = av.AudioResampler(format=audio.format.name, layout=layout, rate=rate)
+        # Whole numbers may come in pieces of any length, other encoders cut them themselves.
+        pieces = 1000 if audio.codec_context.name.startswith("pcm") else None
+        resampler = av.AudioResampler(format=audio.format.name, layout=layout, rate=rate, frame_size=pieces)
+        packets = []
         for resampled in [*resampler.resample(frame), *resampler.resample(None)]:
-            file.mux(audio.encode(resampled))
-        file.mux([*video.encode(None), *audio.encode(None)])
+            packets += audio.encode(resampled)
+        for packet in [*packets, *audio.encode(None)]:
+            if packet.pts is None or not silent[0] <= packet.pts * packet.time_base < silent[1]:
+                file.mux(packet)
+        file.mux(video.encode(None))
     return path
 
 

@@ -251,6 +251,31 @@ def test_sound_that_is_too_short_or_too_long_does_not_move_the_next_clip(tmp_pat
     assert all(value < 0.02 for value in (*level[3:10], *level[20:]))
 
 
+@pytest.mark.parametrize("name", ["gap.mkv", "gap.mp4", "gap.webm"])
+def test_a_pause_in_the_sound_of_a_file_is_silence_and_what_follows_comes_at_its_time(tmp_path, name):
+    path = write_with_sound(tmp_path / name, seconds=2.0, silent=(0.5, 1.2))
+    heard = np.concatenate(list(sound(lay_out([open_clip(path)], FilmSettings()))), axis=1)
+    level = [float(np.abs(heard[:, k * 4800 + 1200 : (k + 1) * 4800 - 1200]).max()) for k in range(20)]
+    assert all(value > 0.3 for value in (*level[:4], *level[13:19])), level
+    assert all(value < 0.02 for value in level[6:11]), level
+    assert heard.shape[1] == 2 * 48000
+
+
+def test_sound_without_a_pause_is_not_changed(tmp_path):
+    """Matroska rounds the times of its packets to thousandths, which are no pauses."""
+    path = write_with_sound(tmp_path / "tone.mkv", seconds=2.0, rate=44100)
+    heard = np.concatenate(list(sound(lay_out([open_clip(path)], FilmSettings()))), axis=1)
+    wanted = 0.5 * np.sin(2 * np.pi * 440 * np.arange(96000) / 48000)
+    assert np.abs(heard - wanted)[:, 500:-500].max() < 0.01
+
+
+@pytest.mark.parametrize("layout", ["mono", "stereo", "5.1", "quad"])
+def test_more_channels_do_not_get_louder_than_they_were(tmp_path, layout):
+    path = write_with_sound(tmp_path / "tone.mkv", seconds=1.0, layout=layout)
+    heard = np.concatenate(list(sound(lay_out([open_clip(path)], FilmSettings()))), axis=1)
+    assert np.abs(heard).max() == pytest.approx(0.5, abs=0.02)
+
+
 def test_the_sound_fades_with_the_picture(tmp_path):
     paths = [write_with_sound(tmp_path / f"{k}.mp4", seconds=2.0, frequency=400.0 + 600 * k) for k in (0, 1)]
     write_video(tmp_path / "film.mp4", [open_clip(path) for path in paths], settings=FilmSettings(1.0))

@@ -5,7 +5,7 @@ Legend: N samples at 48 kHz; sound is float32 -1..1 `[2, N]`, left and right.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from fractions import Fraction
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from ..errors import KSGenError
 from .pictures import Part
 
 if TYPE_CHECKING:
+    import av
     import numpy as np
     from av.audio.stream import AudioStream
     from av.container import InputContainer, OutputContainer
@@ -23,6 +24,8 @@ SAMPLES = 48_000
 BIT_RATE = 192_000
 PIECE = 4096
 """Samples of silence that are made at once."""
+GAP = 0.01
+"""Seconds without sound from which on they are taken for silence: Matroska rounds times to thousandths."""
 
 
 class SoundTrack:
@@ -130,25 +133,62 @@ def _decoded(part: Part) -> Generator[np.ndarray, None, None]:
 
     with av.open(str(part.clip.path)) as file:
         stream, picture = _sound_stream(file), file.streams.video[0]
-        if stream is None:
+        sounds = file.decode(stream) if stream is not None else iter(())
+        first = next(sounds, None)
+        if first is None:
             return
-        # FFmpeg would make mono quieter on its way to stereo.
-        layout = "mono" if stream.codec_context.layout.nb_channels == 1 else "stereo"
-        resampler = av.AudioResampler(format="fltp", layout=layout, rate=SAMPLES)
         begin = float((picture.start_time or 0) * picture.time_base + part.skip / part.rate)
-        skip: int | None = None
-        for frame in chain(file.decode(stream), [None]):
-            if skip is None and frame is not None:
-                skip = round((begin - (frame.time or 0.0)) * SAMPLES)
-                if skip < 0:
-                    yield np.zeros((2, -skip), np.float32)
-                    skip = 0
-            for resampled in resampler.resample(frame):
-                piece = np.repeat(resampled.to_ndarray(), 2 if layout == "mono" else 1, axis=0)
-                left_out = min(skip or 0, piece.shape[1])
-                skip = (skip or 0) - left_out
-                if left_out < piece.shape[1]:
-                    yield piece[:, left_out:]
+        skip = round((begin - (first.time or 0.0)) * SAMPLES)
+        if skip < 0:
+            yield np.zeros((2, -skip), np.float32)
+        skip = max(0, skip)
+        for piece in _without_gaps(chain([first], sounds)):
+            left_out = min(skip, piece.shape[1])
+            skip -= left_out
+            if left_out < piece.shape[1]:
+                yield piece[:, left_out:]
+
+
+def _without_gaps(sounds: Iterable[av.AudioFrame]) -> Generator[np.ndarray, None, None]:
+    """Decoded sound at 48 kHz in stereo, with silence where the file has none for a while."""
+    import numpy as np
+
+    resampler, due = None, None
+    for frame in sounds:
+        gap = frame.time - due if frame.time is not None and due is not None else 0.0
+        if resampler is not None and gap > GAP:
+            yield from _in_stereo(resampler, None)
+            resampler = None
+            for done in range(0, round(gap * SAMPLES), PIECE):
+                yield np.zeros((2, min(PIECE, round(gap * SAMPLES) - done)), np.float32)
+        if resampler is None:
+            resampler, due = _resampler(frame), frame.time
+        yield from _in_stereo(resampler, frame)
+        if due is not None:
+            due += frame.samples / frame.sample_rate
+    if resampler is not None:
+        yield from _in_stereo(resampler, None)
+
+
+def _resampler(frame: av.AudioFrame) -> av.AudioResampler:
+    """FFmpeg would make mono quieter on its way to stereo, and more than two channels too loud if they are floats: it
+    scales their sum to 1 at most for whole numbers only."""
+    import av
+
+    channels = frame.layout.nb_channels
+    return av.AudioResampler(
+        format="s32p" if channels > 2 else "fltp", layout="mono" if channels == 1 else "stereo", rate=SAMPLES
+    )
+
+
+def _in_stereo(resampler: av.AudioResampler, frame: av.AudioFrame | None) -> Generator[np.ndarray, None, None]:
+    import numpy as np
+
+    for resampled in resampler.resample(frame):
+        array = resampled.to_ndarray()
+        if array.dtype == np.int32:
+            array = (array / 2**31).astype(np.float32)
+        yield np.repeat(array, 3 - array.shape[0], axis=0)
 
 
 def _sound_stream(file: InputContainer) -> AudioStream | None:
