@@ -38,6 +38,8 @@ class KeyStep:
     def __post_init__(self) -> None:
         if not isinstance(self.text, str) or not self.text.strip():
             raise KSGenError(f"A key step needs a text that is not empty, got {self.text!r}. Describe what is done.")
+        for text, name in ((self.text, "text"), (self.before, "state before"), (self.after, "state after")):
+            _check_whole(text, f"The {name} of a key step")
         if self.seconds is not None and not 0 < self.seconds <= 600:
             raise KSGenError(f"A key step lasts more than 0 and at most 600 seconds, got {self.seconds}.")
         if self.seed is not None and not 0 <= self.seed < 2**64:
@@ -56,6 +58,8 @@ class Plan:
     def __post_init__(self) -> None:
         if not isinstance(self.goal, str) or not self.goal.strip():
             raise KSGenError("The goal is empty. Say in a few words which skill is wanted, e.g. 'make a cup of tea'.")
+        for text, name in ((self.goal, "goal"), (self.planner, "planner"), *((one, "source") for one in self.sources)):
+            _check_whole(text, f"The {name} of a plan")
         if not self.steps:
             raise KSGenError(f"The plan for {self.goal!r} has no steps. A plan needs at least one key step.")
         if len(self.steps) > MAX_STEPS:
@@ -90,6 +94,17 @@ class Plan:
         if not all(isinstance(source, str) for source in sources):
             raise KSGenError(f"The plan's sources must be a list of strings, got {sources!r}.")
         return cls(document["goal"], tuple(steps), tuple(sources), document.get("planner", "by hand"))
+
+
+def _check_whole(text: str | None, what: str) -> None:
+    """Raise `KSGenError` for half a surrogate pair, which JSON and Python's texts can hold and no file or film can."""
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError as error:
+        raise KSGenError(
+            f"{what} holds half a character, U+{ord(error.object[error.start]):04X}: {text!r}. Write it anew; that is "
+            "left of an emoji that was cut in two."
+        ) from error
 
 
 def check_fields(data: Any, what: str, required: Mapping[str, type], optional: Mapping[str, type]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ NASTY = [
     "שפוך מים \u202e חמים",
     "🫖 pour 👩🏽‍🍳 tea",
     "</style></title><img src=https://example.org/x onerror=alert(1)>",
-    "two\nlines and a lone \ud83d half",
+    "two\nlines",
 ]
 
 
@@ -146,16 +146,15 @@ def test_nothing_comes_from_outside_and_the_page_forbids_it(tmp_path: Path):
 
 @pytest.mark.parametrize("text", NASTY)
 def test_a_text_is_shown_as_it_is_and_never_read_as_html(tmp_path: Path, text: str):
-    shown = text.replace("\ud83d", "?")
     plan = Plan(text, (KeyStep(text, before=text, after=text),), (text,), text)
     write_page(tmp_path / "page.html", plan, [picture()], [Clip.of(film(), 8.0)])
     page = read(tmp_path / "page.html")
-    assert page.all("title")[0].text == page.all("h1")[0].text == shown[:1].upper() + shown[1:]
-    assert page.all("h2")[0].text == shown
-    assert [e.text for e in page.all("dd")] == [shown, shown]
-    assert page.all("img")[0].attrs["alt"] == f"Key image of step 1: {shown}"
-    assert page.all("video")[0].attrs["aria-label"] == f"Clip of step 1: {shown}"
-    assert shown in page.all("footer")[0].text and page.all("ul")[0].text == shown
+    assert page.all("title")[0].text == page.all("h1")[0].text == text[:1].upper() + text[1:]
+    assert page.all("h2")[0].text == text
+    assert [e.text for e in page.all("dd")] == [text, text]
+    assert page.all("img")[0].attrs["alt"] == f"Key image of step 1: {text}"
+    assert page.all("video")[0].attrs["aria-label"] == f"Clip of step 1: {text}"
+    assert text in page.all("footer")[0].text and page.all("ul")[0].text == text
     assert len(page.all("script")) == 1 and len(page.all("img")) == 1
     for e in (*page.all("h1"), *page.all("h2"), *page.all("dd")):
         assert e.attrs["dir"] == "auto" and e.attrs["lang"] == "", "its direction and its language are its own"

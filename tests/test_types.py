@@ -18,6 +18,9 @@ from ksgen_core.types import Clip, Example, KeyStep, Plan, Query, Storyboard, wi
 SCHEMA = json.loads((Path(ksgen_core.__file__).parent / "plan.schema.json").read_text(encoding="utf-8"))
 SMALL = {"kind": "ksgen.plan/1", "goal": "make tea", "steps": [{"text": "boil water"}]}
 
+HALF = "light \ud83d now"
+"""Of an emoji cut in two."""
+
 sentences = st.text(min_size=1, max_size=20).filter(str.strip)
 key_steps = st.builds(
     KeyStep,
@@ -90,6 +93,28 @@ def test_a_wrong_plan_is_refused_by_reader_and_schema(change, says):
     with pytest.raises(KSGenError) as error:
         Plan.from_json(document)
     assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"goal": HALF}, "The goal of a plan"),
+        ({"planner": HALF}, "The planner of a plan"),
+        ({"sources": ["a book", HALF]}, "The source of a plan"),
+        ({"steps": [{"text": "a"}, {"text": HALF}]}, "The text of a key step"),
+        ({"steps": [{"text": "a", "before": HALF}]}, "The state before of a key step"),
+        ({"steps": [{"text": "a", "after": HALF}]}, "The state after of a key step"),
+    ],
+)
+def test_half_a_character_is_refused_in_words_that_can_be_written(change, says):
+    """JSON holds it as an escape, and it would break whatever is written of the plan: films, subtitles, JSON."""
+    document = json.loads(json.dumps({**SMALL, **change}))
+    with pytest.raises(KSGenError) as error:
+        Plan.from_json(document)
+    words = str(error.value)
+    assert words.startswith(f"{says} holds half a character, U+D83D") and words.encode()
+    whole = json.loads(json.dumps({**SMALL, **change}).replace("\\ud83d", "\\ud83d\\udd25"))
+    assert Plan.from_json(whole).to_json() == {"sources": [], "planner": "by hand", **whole}
 
 
 @pytest.mark.parametrize("missing", ["kind", "goal", "steps"])

@@ -66,8 +66,7 @@ def write_page(
     show = progress or (lambda *_: None)
 
     def write(temporary: str) -> None:
-        # A text may hold half a surrogate pair, which no encoding can write.
-        with open(temporary, "w", encoding="utf-8", errors="replace", newline="\n") as page:
+        with open(temporary, "w", encoding="utf-8", newline="\n") as page:
             page.write(_head(plan, any(films)))
             for number, (step, image, clip) in enumerate(zip(plan.steps, images, films, strict=True), 1):
                 _write_step(page, number, step, image, clip, partial(show, number - 1, count))
