@@ -9,12 +9,12 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ksgen_core.cache import ResultCache
 from ksgen_core.loop import results
-from ksgen_core.loop.graph import ALWAYS, END, OUTPUTS, PICTURES, START, STEP, Node, find_body
+from ksgen_core.loop.graph import ALWAYS, END, OUTPUTS, PICTURES, START, STEP, Copy, Node, find_body
 from ksgen_core.loop.run import Loop, StepRun, look_up
 from ksgen_core.loop.settings import KEY_IMAGES
 
@@ -42,6 +42,10 @@ def repeat(image: Any, amount: int) -> Any:
     return image[-1:] * torch.linspace(1, 0.5, amount)[:, None, None, None]
 
 
+def choose(switch: bool, on_true: Any, on_false: Any) -> Any:
+    return on_true if switch else on_false
+
+
 def picture(shade: float, side: int = 16) -> Any:
     import torch
 
@@ -53,7 +57,8 @@ class NodeClass:
     """What a node of a class needs, what it says of itself, and what it does.
 
     `reads` is the input that names a file whose content is the node's fingerprint, `counts` are the whole numbers that
-    inputs take: least, greatest, distance.
+    inputs take: least, greatest, distance. `declares` are the inputs that it says it has, or None if any; `lazy` are
+    those that it asks for only when it wants them.
     """
 
     does: Callable[..., Any] = lambda **inputs: None
@@ -63,6 +68,8 @@ class NodeClass:
     counts: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     changes: bool = False
     knows_its_id: bool = False
+    declares: frozenset[str] | None = None
+    lazy: frozenset[str] = frozenset()
 
 
 def needs(*names: str) -> frozenset[str]:
@@ -70,8 +77,9 @@ def needs(*names: str) -> frozenset[str]:
 
 
 CLASSES = {
-    START: NodeClass(required=needs("plan")),
-    END: NodeClass(required=needs("loop", "result"), output=True),
+    START: NodeClass(required=needs("plan"), lazy=needs("plan", "image", "key_images", "clips")),
+    END: NodeClass(required=needs("loop", "result"), output=True, lazy=needs("result")),
+    STEP: NodeClass(),
     "Plan": NodeClass(),
     "Picture": NodeClass(picture, needs("shade")),
     "Model": NodeClass(lambda name: f"model {name}", needs("name")),
@@ -83,6 +91,13 @@ CLASSES = {
     "LoadPicture": NodeClass(picture, needs("name"), reads="name"),
     "Dice": NodeClass(paint, needs("image"), changes=True),
     "Stamp": NodeClass(paint, needs("image"), knows_its_id=True),
+    # As nodes with `**kwargs` are: such an input reaches them by a link alone.
+    "Any": NodeClass(paint, needs("image"), declares=needs("image")),
+    "Switch": NodeClass(
+        choose,
+        needs("switch", "on_true", "on_false"),
+        lazy=needs("on_true", "on_false"),
+    ),
     "Save": NodeClass(required=needs("images"), output=True),
     "Join": NodeClass(required=needs("clips")),
 }
@@ -99,11 +114,13 @@ def out(name: str, start: str = "start") -> list[Any]:
 
 @dataclass
 class SmallGraph:
-    """Nodes by id; `read` are the contents of files that nodes read, `models` the identities of model files."""
+    """Nodes by id; `read` are the contents of files that nodes read, `models` the identities of model files, `shown`
+    the ids of the nodes that copies were made of."""
 
     nodes: dict[str, dict[str, Any]]
     read: dict[str, Any] = field(default_factory=dict)
     models: dict[str, Any] = field(default_factory=dict)
+    shown: dict[str, str] = field(default_factory=dict)
 
     def ids(self) -> Iterable[str]:
         return list(self.nodes)
@@ -114,27 +131,42 @@ class SmallGraph:
     def is_output(self, class_type: str) -> bool:
         return CLASSES[class_type].output
 
+    def takes(self, node: Node, name: str) -> bool:
+        declares = CLASSES[node["class_type"]].declares
+        return declares is None or name in declares
+
     def required(self, node: Node) -> set[str]:
         return set(CLASSES[node["class_type"]].required)
+
+    def lazy(self, node: Node) -> set[str]:
+        return set(CLASSES[node["class_type"]].lazy)
 
     def steps_of(self, node: Node, name: str) -> tuple[int, int, int] | None:
         return CLASSES[node["class_type"]].counts.get(name)
 
     def fingerprint(self, node_id: str, node: Node) -> Any:
+        if node["class_type"] in (START, END):  # where results lie, which may have changed since
+            return f"asked {next(_asked)}"
         kind = CLASSES[node["class_type"]]
         return ALWAYS if kind.changes else self.read.get(node["inputs"].get(kind.reads))
 
     def files(self, text: str) -> list[Any]:
         return [self.models[text]] if text in self.models else []
 
-    def knows_its_id(self, class_type: str) -> bool:
-        return CLASSES[class_type].knows_its_id
+    def name_that_counts(self, node_id: str, class_type: str) -> str | None:
+        while node_id in self.shown:
+            node_id = self.shown[node_id]
+        return node_id if CLASSES[class_type].knows_its_id else None
+
+    def with_copy(self, copy: Copy) -> SmallGraph:
+        """The graph after a loop's end has added a copy of its body."""
+        return SmallGraph({**self.nodes, **copy.nodes}, self.read, self.models, {**self.shown, **copy.origin})
 
     def changed(self, node_id: str, class_type: str | None = None, **inputs: Any) -> SmallGraph:
         """The same graph with another class or other inputs for one node."""
         old = self.nodes[node_id]
         new = node(class_type or old["class_type"], **{**old["inputs"], **inputs})
-        return SmallGraph({**self.nodes, node_id: new}, self.read, self.models)
+        return replace(self, nodes={**self.nodes, node_id: new})
 
 
 def loop_graph(body: Mapping[str, dict[str, Any]], result: list[Any], **outside: dict[str, Any]) -> SmallGraph:
@@ -152,18 +184,19 @@ def loop_graph(body: Mapping[str, dict[str, Any]], result: list[Any], **outside:
 
 
 def run_node(nodes: Mapping[str, Node], graph: SmallGraph, link: list[Any], step: Callable[[Node], list[Any]]) -> Any:
-    """What comes out of a node, everything before it run first. `step` gives the pictures of a step."""
+    """What comes out of a node, everything before it run first. `step` gives the values of a step."""
     made = nodes[link[0]] if link[0] in nodes else graph.node(link[0])
     if made["class_type"] == STEP:
         return step(made)[link[1]]
     linked = {k: v for k, v in made["inputs"].items() if isinstance(v, list)}
-    inputs = {**made["inputs"], **{k: run_node(nodes, graph, v, step) for k, v in linked.items()}}
+    taken = {k: v for k, v in made["inputs"].items() if k not in linked and graph.takes(made, k)}
+    inputs = {**taken, **{k: run_node(nodes, graph, v, step) for k, v in linked.items()}}
     if made["class_type"] == "LoadPicture":
         inputs = {"shade": graph.read[inputs["name"]]}
     return CLASSES[made["class_type"]].does(**inputs)
 
 
-_once = itertools.count()
+_once, _asked = itertools.count(), itertools.count()
 
 
 def look(graph: SmallGraph, loop: Loop, cache: ResultCache) -> list[StepRun]:
@@ -177,15 +210,15 @@ def run_loop(graph: SmallGraph, loop: Loop, cache: ResultCache, stop_after: int 
     Gives the numbers (from 1) of the steps that ran, and the frames of every step, or None where there are none.
     """
 
-    def step_pictures(inputs: Mapping[str, Any]) -> list[Any]:
-        wanted, number, carried = json.loads(inputs["digests"]), inputs["number"], inputs["carried"]
-        given = {name: loop.picture(name, number) for name in PICTURES}
-        if carried:
+    def step_values(inputs: Mapping[str, Any]) -> list[Any]:
+        known, number, carried = json.loads(inputs["known"]), inputs["number"], inputs["carried"]
+        given = {name: loop.picture(name, number) if name in PICTURES else said for name, (_, said) in known.items()}
+        if carried and known.keys() & {"previous", "previous_frames"}:
             kept = cache.find(carried)
             assert kept is not None, "the step before must have been kept"
             frames = results.frames_of(kept)
             given |= {"previous": frames[-1:], "previous_frames": frames}
-        return [given[name] if name in wanted else None for name in PICTURES]
+        return [given[name] if name in known else None for name in OUTPUTS]
 
     runs, ran = look(graph, loop, cache), []
     for run in runs:
@@ -195,7 +228,7 @@ def run_loop(graph: SmallGraph, loop: Loop, cache: ResultCache, stop_after: int 
         if cache.find(run.key):  # an equal step was made just now
             cache.remember(run.address, run.key, step.lock)
             continue
-        made = run_node(run.copy.nodes, graph, list(run.copy.result), lambda found: step_pictures(found["inputs"]))
+        made = run_node(run.copy.nodes, graph, list(run.copy.result), lambda found: step_values(found["inputs"]))
 
         def write(folder: Any, made: Any = made) -> dict[str, Any]:
             if loop.settings.makes == KEY_IMAGES:
@@ -205,5 +238,5 @@ def run_loop(graph: SmallGraph, loop: Loop, cache: ResultCache, stop_after: int 
         cache.keep(run.key, write, {"step": run.number + 1, "text": step.text})
         cache.remember(run.address, run.key, step.lock)
         ran.append(run.number + 1)
-    found = [cache.find(run.key) if run.given is None else None for run in runs]
+    found = [cache.find(run.key) if run.key else None for run in runs]
     return ran, [run.given if one is None else results.frames_of(one) for run, one in zip(runs, found, strict=True)]

@@ -12,9 +12,11 @@ from small_graph import SmallGraph, loop_graph, node, out
 from ksgen_core.errors import KSGenError
 from ksgen_core.loop.graph import (
     END,
+    LOOP,
     OUTPUTS,
     PICTURES,
     START,
+    Absent,
     Body,
     Copy,
     check_frames,
@@ -27,8 +29,8 @@ from ksgen_core.loop.graph import (
 )
 from ksgen_core.loop.settings import ANY_COUNT, FrameRule
 
-VALUES: dict[str, Any] = {name: f"<{name}>" for name in OUTPUTS} | {"seed": 7, "frames": 17, "is_first": False}
-VALUES |= {name: ["step", slot] for slot, name in enumerate(PICTURES)} | {"loop": None}
+VALUES: dict[str, Any] = {name: f"<{name}>" for name in OUTPUTS if name not in {LOOP, *PICTURES}}
+VALUES |= {"seed": 7, "frames": 17, "is_first": False}
 
 
 def body_of(graph: SmallGraph) -> Body:
@@ -37,7 +39,12 @@ def body_of(graph: SmallGraph) -> Body:
 
 def copied(graph: SmallGraph, *absent: str, step: int = 0) -> Copy:
     """The copy for a step that has everything but the absent pictures."""
-    return copy_body(graph, body_of(graph), "end.1.", VALUES | dict.fromkeys(absent), step)
+    return copy_body(graph, body_of(graph), "end.1.", "step", VALUES, set(PICTURES) - set(absent), step)
+
+
+def given(name: str) -> list[Any]:
+    """A link to an output of the node that stands for the start in a copy."""
+    return out(name, "step")
 
 
 CHAIN = {
@@ -102,12 +109,28 @@ def test_the_start_alone_can_be_the_result():
     body = body_of(loop_graph({}, out("key_image")))
     assert body.nodes == () and used_outputs(SmallGraph({}), body) == {"key_image"}
     copy = copied(loop_graph({}, out("key_image")))
-    assert copy == Copy({}, ("step", 0), {})
+    assert copy == Copy({}, ("step", OUTPUTS.index("key_image")), {}, {"key_image"})
 
 
 def test_used_outputs_are_those_of_the_result_and_of_the_sides():
     graph = loop_graph({**CHAIN, "show": node("Save", images=out("next_key_image"))}, ["frames", 0])
     assert used_outputs(graph, body_of(graph)) == {"image", "text", "frames", "next_key_image"}
+    assert used_outputs(graph, body_of(graph), sides=False) == {"image", "text", "frames"}
+
+
+def test_an_output_that_nodes_of_the_result_use_more_than_once_is_found_behind_any_slot():
+    body = {
+        "both": node("Blend", a=["paint", 1], b=["paint", 0]),
+        "paint": node("Paint", image=out("key_image"), text=out("text")),
+        "show": node("Save", images=["paint", 3], before=out("before")),
+    }
+    graph = loop_graph(body, ["both", 2])
+    assert used_outputs(graph, body_of(graph), sides=False) == {"key_image", "text"}
+    assert used_outputs(graph, body_of(graph)) == {"key_image", "text", "before"}
+
+
+def test_what_an_inner_loop_uses_of_a_step_is_used():
+    assert used_outputs(nested(), body_of(nested()), sides=False) == {"image", "seed", "key_image"}
 
 
 @pytest.mark.parametrize("link", [out("image"), out("fps"), out("count"), ["picture", 0]], ids=str)
@@ -225,13 +248,14 @@ def test_the_copy_for_a_step_exactly():
     assert copy == Copy(
         {
             "end.1.paint": node(
-                "Paint", image=["step", 0], text="<text>", seed=7, strength=0.5, model=["m", 1]
+                "Paint", image=given("key_image"), text="<text>", seed=7, strength=0.5, model=["m", 1]
             ),
             "end.1.frames": node("Repeat", image=["end.1.paint", 2], amount=17, many=[1, 2, 3], text="['paint', 0]"),
             "end.1.show": node("Save", images=["end.1.paint", 0], first=False),
         },
         ("end.1.frames", 1),
         {"end.1.paint": "paint", "end.1.frames": "frames", "end.1.show": "show"},
+        {"key_image"},
     )  # fmt: skip
 
 
@@ -245,8 +269,8 @@ def test_copying_leaves_the_graph_as_it_was():
 
 def test_an_optional_input_without_its_picture_stays_empty():
     graph = loop_graph({"blend": node("Blend", a=out("key_image"), b=out("next_key_image"))}, ["blend", 0])
-    assert copied(graph).nodes == {"end.1.blend": node("Blend", a=["step", 0], b=["step", 1])}
-    assert copied(graph, "next_key_image").nodes == {"end.1.blend": node("Blend", a=["step", 0])}
+    assert copied(graph).nodes == {"end.1.blend": node("Blend", a=given("key_image"), b=given("next_key_image"))}
+    assert copied(graph, "next_key_image").nodes == {"end.1.blend": node("Blend", a=given("key_image"))}
 
 
 def test_a_node_that_needs_the_picture_is_left_out_with_all_that_needs_it():
@@ -262,7 +286,9 @@ def test_a_node_that_needs_the_picture_is_left_out_with_all_that_needs_it():
     )
     assert len(copied(graph).nodes) == 5
     copy = copied(graph, "next_key_image")
-    assert copy.nodes == {"end.1.blend": node("Blend", a=["step", 0])} and copy.origin == {"end.1.blend": "blend"}
+    assert copy.nodes == {"end.1.blend": node("Blend", a=given("key_image"))} and copy.origin == {
+        "end.1.blend": "blend"
+    }
 
 
 @pytest.mark.parametrize("class_type, left", [("Blend", True), ("Paint", False)])
@@ -279,25 +305,104 @@ def test_whether_a_node_goes_depends_on_the_input_that_is_missing(class_type, le
 
 def test_a_constant_that_is_none_was_never_a_picture():
     graph = loop_graph({"paint": node("Paint", image=out("key_image"), text=None)}, ["paint", 0])
-    assert copied(graph, "next_key_image").nodes["end.1.paint"]["inputs"] == {"image": ["step", 0], "text": None}
+    assert copied(graph, "next_key_image").nodes["end.1.paint"]["inputs"] == {"image": given("key_image"), "text": None}
+
+
+def test_an_input_that_a_class_does_not_declare_gets_its_value_by_a_link():
+    """The host gives constants to declared inputs only; a node with `**kwargs` would miss it."""
+    body = {"any": node("Any", image=out("key_image"), text=out("text"), seed=out("seed"), model=["m", 0], more=5)}
+    copy = copied(loop_graph(body, ["any", 0], m=node("Model", name="m")))
+    inputs = {"image": given("key_image"), "text": given("text"), "seed": given("seed"), "model": ["m", 0], "more": 5}
+    assert copy.nodes == {"end.1.any": node("Any", **inputs)} and copy.through == {"key_image", "text", "seed"}
+
+
+def test_a_value_that_is_the_result_itself_comes_from_the_node_that_stands_for_the_start():
+    copy = copied(loop_graph({}, out("text")))
+    assert copy.result == ("step", OUTPUTS.index("text")) and copy.through == {"text"}
+
+
+def test_only_what_is_linked_to_goes_through_the_node_that_stands_for_the_start():
+    """Frames of the step before, say, are not read for a node that was left out."""
+    body = {
+        "blend": node("Blend", a=out("key_image"), b=["lost", 0]),
+        "lost": node("Repeat", image=out("next_key_image"), amount=2, more=out("previous_frames")),
+    }
+    assert copied(loop_graph(body, ["blend", 0])).through == {"key_image", "next_key_image", "previous_frames"}
+    assert copied(loop_graph(body, ["blend", 0]), "next_key_image").through == {"key_image"}
+
+
+# --- inputs that are asked for only when they are wanted ------------------------------------------------------------
+
+SWITCH = node("Switch", switch=out("is_last"), on_true=out("key_image"), on_false=out("next_key_image"))
+
+
+def test_a_lazy_input_without_its_picture_gets_nothing_and_the_node_stays():
+    """Whether it is wanted is only known when the node runs."""
+    graph = loop_graph({"switch": SWITCH, "paint": node("Paint", image=["switch", 0])}, ["paint", 0])
+    copy = copied(graph, "next_key_image")
+    inputs = {"switch": "<is_last>", "on_true": given("key_image"), "on_false": given(LOOP)}
+    assert copy.nodes["end.1.switch"]["inputs"] == inputs and "end.1.paint" in copy.nodes
+    assert copy.through == {LOOP, "key_image"}
+    assert copied(graph).nodes["end.1.switch"]["inputs"] == inputs | {"on_false": given("next_key_image")}
+
+
+def test_a_lazy_input_behind_nodes_that_were_left_out_gets_nothing():
+    body = {
+        "switch": node("Switch", switch=out("is_last"), on_true=out("key_image"), on_false=["second", 0]),
+        "first": node("Tint", image=out("next_key_image")),
+        "second": node("Tint", image=["first", 0]),
+    }
+    copy = copied(loop_graph(body, ["switch", 0]), "next_key_image")
+    assert set(copy.nodes) == {"end.1.switch"}
+    assert copy.nodes["end.1.switch"]["inputs"]["on_false"] == given(LOOP)
+
+
+def test_a_lazy_node_is_left_out_if_it_lacks_what_it_always_needs():
+    body = {"switch": node("Switch", switch=out("next_key_image"), on_true=out("key_image"), on_false=out("image"))}
+    graph = loop_graph(body | {"blend": node("Blend", a=out("key_image"), b=["switch", 0])}, ["blend", 0])
+    assert set(copied(graph, "next_key_image").nodes) == {"end.1.blend"}
+
+
+def test_an_inner_loop_goes_if_its_result_cannot_be_made_and_stays_if_only_its_picture_lacks():
+    """An end asks for its result never, a start for its pictures if they are connected."""
+    lost = nested(draw=node("Blend", a=out("next_key_image"), b=out("text", "inner")))
+    lost.nodes["frames"] = node("Blend", a=out("key_image"), b=["drawn", 1])
+    copy = copied(lost, "next_key_image")
+    assert "end.1.drawn" not in copy.nodes and copy.nodes["end.1.frames"]["inputs"] == {"a": given("key_image")}
+    pictured = nested(inner=node(START, plan=["plan", 0], key_images=out("next_key_image"), image=out("image")))
+    copy = copied(pictured, "next_key_image")
+    inner = {"plan": ["plan", 0], "key_images": given(LOOP), "image": given("image")}
+    assert copy.nodes["end.1.inner"]["inputs"] == inner and "end.1.drawn" in copy.nodes
+
+
+# --- results that cannot be made ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tail", [0, 1, 40])
 def test_a_result_that_cannot_be_made_says_what_the_step_lacks(tail):
     links = {f"n{i}": node("Tint", image=[f"n{i - 1}", 0]) for i in range(1, tail + 1)}
     body = {"n0": node("Paint", image=out("next_key_image")), **links}
-    with pytest.raises(KSGenError, match=r"^Step 3 has no next key image, which"):
+    with pytest.raises(Absent, match=r"^Step 3 has no next key image, which .* switch by 'is last'"):
         copied(loop_graph(body, [f"n{tail}", 0]), "next_key_image", step=2)
 
 
 def test_a_result_that_is_the_missing_picture_itself_says_so():
-    with pytest.raises(KSGenError, match="Step 1 has no key image, which"):
+    with pytest.raises(Absent, match="Step 1 has no key image, which .* Connect it to 'Step Loop Start'"):
         copied(loop_graph({}, out("key_image")), "key_image", "next_key_image")
+
+
+def test_what_a_preview_lacks_is_not_said_to_be_what_the_result_needs():
+    body = {"paint": node("Paint", image=out("clip_frames")), "show": node("Save", images=out("next_key_image"))}
+    with pytest.raises(Absent, match="^Step 1 has no clip frames, which"):
+        copied(loop_graph(body, ["paint", 0]), "clip_frames", "next_key_image")
 
 
 def test_the_sides_may_go_where_the_result_stays():
     graph = loop_graph({**CHAIN, "show": node("Save", images=out("next_key_image"))}, ["frames", 0])
     assert set(copied(graph, "next_key_image").nodes) == {"end.1.paint", "end.1.frames"}
+
+
+# --- frame counts ---------------------------------------------------------------------------------------------------
 
 
 def test_frame_counts_that_a_node_cannot_make_are_refused_and_say_which_it_takes():

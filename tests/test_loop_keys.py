@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,16 +15,12 @@ from hypothesis import strategies as st
 from small_graph import SmallGraph, loop_graph, node, out
 
 from ksgen_core.errors import KSGenError
-from ksgen_core.loop.graph import OUTPUTS, PICTURES, STEP, copy_body, find_body, is_link
-from ksgen_core.loop.keys import Signatures, digest, picture_digest
+from ksgen_core.loop.graph import END, LOOP, OUTPUTS, PICTURES, START, STEP, Copy, copy_body, find_body, is_link
+from ksgen_core.loop.keys import Signatures, constant, content, digest, picture_digest
 
-VALUES: dict[str, Any] = {name: f"<{name}>" for name in OUTPUTS}
-VALUES |= {"seed": 7, "frames": 17, "number": 2, "is_first": False, "loop": None}
-
-
-def step_node(**contents: str) -> dict[str, Any]:
-    """The node that gives a step's pictures of these contents."""
-    return node(STEP, loop=["start", 0], number=1, carried="", digests=json.dumps(contents))
+VALUES: dict[str, Any] = {name: f"<{name}>" for name in OUTPUTS if name not in {LOOP, *PICTURES}}
+VALUES |= {"seed": 7, "frames": 17, "number": 2, "is_first": False}
+CONTENTS = {name: f"content of {name}" for name in PICTURES}
 
 
 def signatures(graph: SmallGraph) -> Signatures:
@@ -32,12 +29,19 @@ def signatures(graph: SmallGraph) -> Signatures:
 
 def key(graph: SmallGraph, contents: Mapping[str, str] | None = None, by: Signatures | None = None, **changed) -> str:
     """The key of the step whose pictures have these contents and whose constants differ so from `VALUES`."""
-    if contents is None:
-        contents = {name: f"content of {name}" for name in PICTURES}
-    values = VALUES | changed | {name: ["e.2.step", slot] for slot, name in enumerate(PICTURES)}
-    copy = copy_body(graph, find_body(graph, "start", "end"), "e.2.", values, 1)
-    copy.nodes["e.2.step"] = step_node(**contents)
-    return (by or signatures(graph)).of(copy)
+    return (by or signatures(graph)).of(step_copy(graph, "e.2.", CONTENTS if contents is None else contents, **changed))
+
+
+def step_copy(
+    graph: SmallGraph, prefix: str, contents: Mapping[str, str] = CONTENTS, of: tuple[str, str] = ("start", "end"),
+    **changed: Any,
+) -> Copy:  # fmt: skip
+    """The copy of a loop's body for a step, with the node that stands for the start."""
+    stand_in, values = f"{prefix}step", VALUES | changed
+    copy = copy_body(graph, find_body(graph, *of), prefix, stand_in, values, contents.keys(), 1)
+    known = {name: content(contents[name]) if name in contents else constant(values.get(name)) for name in copy.through}
+    copy.nodes[stand_in] = node(STEP, loop=[of[0], 0], number=1, carried="", known=json.dumps(known))
+    return copy
 
 
 def small() -> SmallGraph:
@@ -119,9 +123,8 @@ def test_values_of_the_step_count_if_they_are_used():
 
 
 def test_pictures_of_the_step_count_by_their_content_if_they_are_used():
-    contents = {name: f"content of {name}" for name in PICTURES}
-    assert key(small(), {**contents, "key_image": "another"}) != key(small())
-    assert key(small(), {**contents, "previous": "another", "image": "another"}) == key(small())
+    assert key(small(), {**CONTENTS, "key_image": "another"}) != key(small())
+    assert key(small(), {**CONTENTS, "previous": "another", "image": "another"}) == key(small())
 
 
 # --- ids ------------------------------------------------------------------------------------------------------------
@@ -149,24 +152,17 @@ def test_ids_and_the_order_of_nodes_and_inputs_do_not_count():
 def test_a_body_added_to_the_graph_at_other_ids_has_the_same_key():
     """A loop inside a loop: its body is a copy, which the outer loop's end added."""
     graph = small()
-    body = find_body(graph, "start", "end")
-    values = VALUES | {name: ["e.2.step", slot] for slot, name in enumerate(PICTURES)}
-    copy = copy_body(graph, body, "outer.7.", values, 1)
-    copy.nodes["e.2.step"] = step_node(**{name: f"content of {name}" for name in PICTURES})
+    copy = step_copy(graph, "outer.7.")
     assert signatures(graph).of(copy) == key(graph)
-    lying = SmallGraph({**graph.nodes, **copy.nodes}, graph.read, graph.models)
-    moved = copy_body(lying, find_body(graph, "start", "end"), "other.", values, 1)
-    moved.nodes["e.2.step"] = copy.nodes["e.2.step"]
-    assert signatures(lying).of(moved) == key(graph)
+    lying = graph.with_copy(copy)
+    assert signatures(lying).of(step_copy(lying, "other.")) == key(graph)
 
 
 @pytest.mark.parametrize("class_type, counts", [("Stamp", True), ("Paint", False)])
 def test_the_id_of_a_node_that_knows_it_counts_and_is_that_of_the_users_node(class_type, counts):
     def stamped(name: str, prefix: str = "e.2.") -> str:
         graph = loop_graph({name: node(class_type, image=out("key_image"), text=out("text"))}, [name, 0])
-        copy = copy_body(graph, find_body(graph, "start", "end"), prefix, VALUES | {"key_image": ["m", 0]}, 1)
-        graph.nodes["m"] = node("Model", name="m")
-        return signatures(graph).of(copy)
+        return signatures(graph).of(step_copy(graph, prefix))
 
     assert stamped("7") == stamped("7", "e.3."), "a step's place in the loop is no part of it"
     assert (stamped("7") != stamped("8")) == counts
@@ -178,6 +174,95 @@ def test_a_node_outside_that_knows_its_id_counts_with_it():
         return key(loop_graph(body, ["x", 0], **{name: node("Stamp", image=["plan", 0])}))
 
     assert stamped("7") == stamped("7") != stamped("8")
+
+
+def nested(inner: str = "Stamp", name: str = "7", **more: Any) -> SmallGraph:
+    """A loop inside the body of another one, with a node that knows its id in both."""
+    body = {
+        "inner": node(START, plan=["plan", 0], image=out("key_image"), **more),
+        name: node(inner, image=out("previous", "inner"), text=out("text", "inner")),
+        "drawn": node(END, loop=["inner", 0], result=[name, 0]),
+        "after": node("Stamp", image=["drawn", 1], text=out("text")),
+    }
+    return loop_graph(body, ["after", 0])
+
+
+def inner_key(graph: SmallGraph, outer_prefix: str, prefix: str = "x.") -> str:
+    """The key of a step of the inner loop, whose body is a copy that the outer loop's end added."""
+    lying = graph.with_copy(step_copy(graph, outer_prefix))
+    loop = (f"{outer_prefix}inner", f"{outer_prefix}drawn")
+    return signatures(lying).of(step_copy(lying, f"{loop[1]}.{prefix}", of=loop))
+
+
+@pytest.mark.parametrize("class_type, counts", [("Stamp", True), ("Paint", False)])
+def test_the_id_that_counts_in_an_inner_loop_is_that_of_the_users_node(class_type, counts):
+    graph, other = nested(class_type), nested(class_type, name="8")
+    assert inner_key(graph, "end.1.") == inner_key(graph, "end.4.", "y."), "whichever step of the outer loop it is in"
+    assert (inner_key(graph, "end.1.") != inner_key(other, "end.1.")) == counts
+
+
+def test_an_inner_loop_counts_with_its_body_and_its_settings_but_not_with_what_its_ends_say_of_themselves():
+    """They say where results lie; that changes whenever any result is removed."""
+    assert SmallGraph({}).fingerprint("e", node(END)) != SmallGraph({}).fingerprint("e", node(END))
+    assert key(nested()) == key(nested())
+    assert len({key(nested()), key(nested("Paint")), key(nested(seconds=3.0)), key(nested(name="8"))}) == 4
+
+
+def test_a_loop_before_this_one_counts_with_its_body_and_its_settings():
+    def behind(**inputs: Any) -> str:
+        outside = {
+            "draw": node(START, plan=["plan", 0], **inputs),
+            "paint": node("Paint", image=out("previous", "draw"), text=out("text", "draw")),
+            "drawn": node(END, loop=["draw", 0], result=["paint", 0]),
+        }
+        return key(loop_graph({"x": node("Blend", a=["drawn", 1], b=out("text"))}, ["x", 0], **outside))
+
+    assert behind(seed=1) == behind(seed=1) != behind(seed=2)
+
+
+# --- values by a link -----------------------------------------------------------------------------------------------
+
+
+def test_a_value_counts_the_same_by_a_link_and_by_a_constant():
+    """So results stay when another version of a pack declares its inputs, or no longer does."""
+    body = {"x": node("Paint", image=out("key_image"), text=out("text"), seed=out("seed"))}
+    graph = loop_graph(body, ["x", 0])
+    linked = step_copy(graph, "e.2.")
+    linked.nodes["e.2.x"]["inputs"] |= {"text": out("text", "e.2.step"), "seed": out("seed", "e.2.step")}
+    known = json.loads(linked.nodes["e.2.step"]["inputs"]["known"])
+    known |= {"text": constant("<text>"), "seed": constant(7)}
+    linked.nodes["e.2.step"]["inputs"]["known"] = json.dumps(known)
+    assert signatures(graph).of(linked) == key(graph)
+
+
+def test_values_by_a_link_count():
+    graph = loop_graph({"x": node("Any", image=out("key_image"), text=out("text"), seed=out("seed"))}, ["x", 0])
+    assert len({key(graph), key(graph, text="other"), key(graph, seed=8), key(graph, seed="7")}) == 4
+    assert key(graph, before="other") == key(graph)
+    assert key(loop_graph({}, out("text"))) != key(loop_graph({}, out("text")), text="other")
+
+
+def test_a_file_counts_that_a_value_by_a_link_names():
+    graph = loop_graph({"x": node("Any", image=out("key_image"), text=out("text"))}, ["x", 0])
+    names = [key(replace(graph, models={"<text>": [100, time]})) for time in (1, 2)]
+    assert len({key(graph), *names}) == 3
+
+
+def test_a_value_is_no_picture_of_the_same_digest():
+    graph = loop_graph({"x": node("Any", image=out("text"), text=out("text"))}, ["x", 0])
+    other = loop_graph({"x": node("Any", image=out("key_image"), text=out("key_image"))}, ["x", 0])
+    assert key(graph, text="abc") != key(other, {"key_image": "abc"})
+
+
+def test_a_lazy_input_without_its_picture_counts_as_nothing_and_not_as_the_picture():
+    body = {"x": node("Switch", switch=out("is_last"), on_true=out("key_image"), on_false=out("next_key_image"))}
+    graph = loop_graph(body, ["x", 0])
+    lacking = {name: digits for name, digits in CONTENTS.items() if name != "next_key_image"}
+    assert key(graph, lacking) == key(graph, lacking) != key(graph)
+    assert key(graph, lacking) != key(loop_graph({"x": SWITCH_TO_NOTHING}, ["x", 0]))
+
+
+SWITCH_TO_NOTHING = node("Switch", switch=out("is_last"), on_true=out("key_image"))
 
 
 # --- nodes that always change ---------------------------------------------------------------------------------------

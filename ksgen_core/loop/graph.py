@@ -235,7 +235,6 @@ def copy_body(
             return constants[name]
         if name not in constants and name not in pictures:
             return _NOTHING
-        copy.through.add(name)
         return [stand_in, int(link[1])]
 
     for one in body.nodes:
@@ -258,11 +257,12 @@ def copy_body(
                 del copy.nodes[one]["inputs"][name]
             for name in asked:
                 copy.nodes[one]["inputs"][name] = [stand_in, OUTPUTS.index(LOOP)]
-                copy.through.add(LOOP)
     result = value(list(body.result), takes=False)
     if result is _NOTHING or result[0] in left_out:
         raise Absent(_absent_words(graph, body, constants, pictures, step))
     copy.result = (result[0], int(result[1]))
+    linked = [copy.result, *((source, slot) for node in copy.nodes.values() for _, source, slot in links(node))]
+    copy.through = {OUTPUTS[slot] for source, slot in linked if source == stand_in}
     return copy
 
 

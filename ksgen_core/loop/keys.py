@@ -43,13 +43,20 @@ def picture_digest(picture: torch.Tensor) -> str:
 
 
 def clip_digest(clip: Clip) -> str:
-    """SHA-256 of a clip's file, or, of one in memory, of its frames and its rate."""
+    """SHA-256 of a clip's file, or, of one in memory, of its frames and its rate.
+
+    Raises `KSGenError` if the file is not what was once made, or cannot be read.
+    """
+    clip.check()
     if clip.path is None:
         return digest([picture_digest(clip.frames), clip.fps])
     name = hashlib.sha256()
-    with clip.path.open("rb") as file:
-        while part := file.read(2**20):
-            name.update(part)
+    try:
+        with clip.path.open("rb") as file:
+            while part := file.read(2**20):
+                name.update(part)
+    except OSError as error:
+        raise KSGenError(f"The clip {clip.path} cannot be read ({error}). Make it again.") from error
     return name.hexdigest()
 
 
@@ -127,7 +134,9 @@ class Signatures:
         node_id, slot = link
         node = self._node(node_id, copy)
         if node["class_type"] == STEP:
-            return json.loads(node["inputs"]["known"])[OUTPUTS[slot]]
+            said = json.loads(node["inputs"]["known"])[OUTPUTS[slot]]
+            # A text may name a file, whichever way it comes to the node.
+            return self._constant(said[1]) if said == constant(said[1]) else said
         return ["node", known[node_id], slot]
 
     def _constant(self, given: Any) -> list[Any]:

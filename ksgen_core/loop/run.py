@@ -136,7 +136,7 @@ def look_up(
 ) -> tuple[list[StepRun], set[str]]:
     """Every step of the loop, and the classes of nodes that always change, so that nothing behind them is remembered.
 
-    A locked step takes the result it had last, whatever changed since.
+    A locked step takes the result it had last, whatever changed since, be it that it could not be made any more.
     """
     chosen = chosen_steps(loop.settings.steps, len(loop.plan.steps))
     signatures, used = keys.Signatures(graph, once), used_outputs(graph, body)
@@ -156,6 +156,12 @@ def look_up(
             runs.append(before)
             continue
         carried = before.key if before is not None else ""
+        kept = cache.last(address) if step.lock else None
+        if kept is not None and (result := cache.find(kept)) is not None:
+            cache.remember(address, kept, step.lock)
+            before = StepRun(k, kept, address, Copy({}, ("", 0)), result, carried, wanted=k in chosen)
+            runs.append(before)
+            continue
         contents = {name: name_of for name in pictures if (name_of := _content(loop, name, k, carried, start))}
         try:
             copy = _copy(graph, body, loop, k, rule, contents, carried)
@@ -165,10 +171,7 @@ def look_up(
             runs.append(StepRun(k, "", address, Copy({}, ("", 0)), None, wanted=False))
             continue
         key = keys.digest([keys.FORMAT, loop.settings.makes, loop.settings.fps, signatures.of(copy)])
-        if step.lock and (kept := cache.last(address)) is not None and (result := cache.find(kept)) is not None:
-            key = kept
-        else:
-            result = cache.find(key)
+        result = cache.find(key)
         run = StepRun(k, key, address, copy, result, carried, wanted=k in chosen)
         if result is not None:
             cache.remember(address, key, step.lock)
