@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from shutil import copy
+from threading import Barrier
 
 import numpy as np
 import pytest
 from comfy_server import Server, new_base_folder
-from loop_graphs import loop, run_counting, run_well
+from loop_graphs import Ran, loop, run_counting, run_well
 from test_run import read_pictures
 
 HERE = Path(__file__).parent
@@ -78,10 +79,28 @@ def test_a_damaged_result_is_made_again(two: list[Server], results: Path, seed: 
 
 
 def test_two_servers_at_once_make_whole_results(two: list[Server], seed: int):
-    """Each may find what the other made in the meantime; both give the same."""
+    """Both are in the first step at once, so that both write it; each may then find what the other made."""
+    waits = [server.base / "input" / "wait.txt" for server in two]
+    for wait in waits:
+        wait.write_text("wash")
+    at_gate = Barrier(2, action=lambda: [wait.write_text("") for wait in waits])
+
+    def run(server: Server) -> Ran:
+        gates = []
+
+        def meet(message: dict) -> None:
+            if message["type"] == "executing" and message["data"]["display_node"] == "gate":
+                gates.append(message)
+                if len(gates) == 1:
+                    at_gate.wait(60)
+
+        return run_counting(server, loop(start={"seed": seed}), meet)
+
     with ThreadPoolExecutor(2) as threads:
-        ran = list(threads.map(lambda server: run_well(server, loop(start={"seed": seed})), two))
-    assert 6 <= sum(one.counts["noise"] for one in ran) <= 12
+        ran = list(threads.map(run, two))
+    assert all(one.messages[-1][0] == "execution_success" for one in ran)
+    # The first step ran twice.
+    assert 7 <= sum(one.counts["noise"] for one in ran) <= 12
     pictures = [read_pictures(server, one.outputs["pictures"]["images"]) for server, one in zip(two, ran, strict=True)]
     assert len(pictures[0]) == 6 and np.array_equal(*pictures)
     # What one has made the other remembers.
