@@ -1,14 +1,19 @@
 """Clips in video files: reading any, and writing FFV1 in Matroska, which loses nothing. `film` writes H.264.
 
+A clip has one rate, but telephones and recorders of screens write frames at any time: frame n of the clip is the one
+that is on at the middle of its time, (n + 1/2) / rate seconds after the first. So picture and sound stay in step, and
+of a file with one rate every frame is there once, however roughly its times are rounded.
 Legend: F frames, H, W height and width in pixels.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +25,7 @@ from .types import Clip
 if TYPE_CHECKING:
     import numpy as np
     import torch
+    from av.audio.stream import AudioStream
     from av.container import InputContainer
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
@@ -120,27 +126,69 @@ def frames(clip: Clip) -> Generator[np.ndarray, None, None]:
             yield pixels.to_uint8(picture)
 
 
-def measure(clip: Clip) -> tuple[int, int, int]:
-    """Number, height and width of the clip's frames. Of a file one frame is decoded for it and packets are counted.
+@dataclass(frozen=True)
+class Facts:
+    """What a clip is, without its frames: their number, height and width in pixels, how wide a pixel is shown for its
+    height, by how many quarter turns to the left players show the file, and whether it has sound that can be decoded.
+
+    Height, width and aspect are those of the turned frames.
+    """
+
+    count: int
+    height: int
+    width: int
+    aspect: Fraction = Fraction(1)
+    turns: int = 0
+    sound: bool = False
+
+
+def facts_of(clip: Clip) -> Facts:
+    """What a clip is. Of a file one frame is decoded for it and the times of the others are read.
 
     Raises `KSGenError`, naming the file, if it is missing or no video.
     """
     clip.check()
     if clip.path is None:
         count, height, width = clip.frames.shape[:3]
-        return count, height, width
+        return Facts(count, height, width)
     with opened(clip.path) as (file, stream):
-        count, shown = 0, None
+        times, shown = [], None
         for packet in file.demux(stream):
-            # What a cut left at the beginning for the decoder alone is in the file, but not shown.
-            count += packet.size > 0 and not packet.is_discard
+            if packet.size and not packet.is_discard:
+                times.append((packet.pts, packet.duration))
             if shown is None:
                 shown = next(iter(packet.decode()), None)
-        if shown is None or not count:
+        if shown is None or not times:
             raise _no_frames(clip.path)
-        if rotation(shown) % 2:
-            return count, shown.width, shown.height
-        return count, shown.height, shown.width
+        count, turns = sum(_repeats(times, file, stream, clip.path)), rotation(shown)
+        aspect, sound = Fraction(stream.sample_aspect_ratio or 1), sound_stream(file) is not None
+        if turns % 2:
+            return Facts(count, shown.width, shown.height, 1 / aspect, turns, sound)
+        return Facts(count, shown.height, shown.width, aspect, turns, sound)
+
+
+def measure(clip: Clip) -> tuple[int, int, int]:
+    """Number, height and width of the clip's frames, as `facts_of` finds them."""
+    facts = facts_of(clip)
+    return facts.count, facts.height, facts.width
+
+
+def _repeats(
+    times: Sequence[tuple[int | None, int | None]], file: InputContainer, stream: VideoStream, path: Path
+) -> list[int]:
+    """How many frames of the clip each frame of the file is, by its time and duration in ticks: 1 at an even rate.
+
+    `times` are those of all packets that are shown, in any order, the result is in the order of time.
+    """
+    stored = [pts for pts, _ in times if pts is not None]
+    if len(stored) < len(times) or RATE_TAG in file.metadata:
+        return [1] * len(times)  # a file without times, or one of `write_lossless`
+    scale, shown = as_rate(_rate(file, stream, path)) * Fraction(stream.time_base or 1), sorted(stored)
+    # MP4 keeps for how long a frame is decoded, which is how long it is on if frames do not lean on later ones.
+    end = shown[-1] + (times[-1][1] or 0 if stored == shown else 0)
+    numbers = [math.floor((pts - shown[0]) * scale + Fraction(1, 2)) for pts in (*shown, end)]
+    numbers[-1] = max(numbers[-1], numbers[-2] + 1)
+    return [after - number for number, after in zip(numbers, numbers[1:], strict=False)]
 
 
 def read_video(path: str | Path) -> tuple[torch.Tensor, float]:
@@ -167,20 +215,29 @@ def _decoded(path: Path) -> Generator[np.ndarray, None, None]:
     import numpy as np
 
     with opened(path) as (file, stream):
+        shown = [(p.pts, p.duration) for p in file.demux(stream) if p.size and not p.is_discard]
+        repeats = _repeats(shown, file, stream, path) if shown else []
+    with opened(path) as (file, stream):
         if stream.height * stream.width <= SMALL:
             stream.codec_context.thread_count = 1
         frame = None
-        for frame in file.decode(stream):
-            # RGB has the full range anyway; if it is not named, PyAV before 17 takes BT.709 for BT.601.
-            array = frame.to_ndarray(format="rgb24", dst_color_range="JPEG")
-            yield np.ascontiguousarray(np.rot90(array, rotation(frame)))
+        for frame, times in zip(file.decode(stream), chain(repeats, repeat(1)), strict=False):
+            if times:
+                # RGB has the full range anyway; if it is not named, PyAV before 17 takes BT.709 for BT.601.
+                array = frame.to_ndarray(format="rgb24", dst_color_range="JPEG")
+                yield from repeat(np.ascontiguousarray(np.rot90(array, rotation(frame))), times)
         if frame is None:
             raise _no_frames(path)
 
 
+def sound_stream(file: InputContainer) -> AudioStream | None:
+    """The first sound that there is a decoder for; to decode another one ends the process."""
+    return next((stream for stream in file.streams.audio if stream.codec_context is not None), None)
+
+
 def rotation(frame: VideoFrame) -> int:
     """By how many quarter turns to the left players show a frame, as a telephone held upright asks for it."""
-    return round(getattr(frame, "rotation", 0) / 90)  # PyAV before 14 does not know
+    return round(frame.rotation / 90)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from ksgen_core.film.audio import sound
 from ksgen_core.film.join import FilmSettings, Joined, join, lay_out, spans, write_video
 from ksgen_core.film.pictures import pictures
 from ksgen_core.types import Clip
-from ksgen_core.video import measure, open_clip, read_video, write_lossless
+from ksgen_core.video import frames, measure, open_clip, read_video, write_lossless
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -31,7 +31,7 @@ def shown(clips, fade=0.0, titles=None, overlap=0) -> list[np.ndarray]:
     parts = lay_out(clips, FilmSettings(fade, overlap=overlap))
     rate = max(part.rate for part in parts)
     total = int(parts[-1].end * rate + Fraction(1, 2))
-    return list(pictures(parts, rate, total, (parts[0].height, parts[0].width), titles))
+    return list(pictures(parts, rate, total, (parts[0].facts.height, parts[0].facts.width), titles))
 
 
 def greys(pictures) -> list[int]:
@@ -97,6 +97,69 @@ def test_at_several_rates_each_clip_shows_the_frame_of_its_time():
     film = greys(shown(many))
     assert len(film) == round(99 / 8 * 30 + 2)
     assert all(value == n * 8 // 30 for n, value in enumerate(film[:371])), "no rounding adds up"
+
+
+def write_at(path: Path, values: dict[int, int], rate: int = 60) -> Clip:
+    """A file that shows greys from times in thousandths on, the last one for 1 / rate."""
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("ffv1" if path.suffix == ".mkv" else "libx264", rate=rate)
+        stream.width = stream.height = 32
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for time, value in values.items():
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), value, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    return open_clip(path)
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.mp4"])
+def test_a_file_without_an_even_rate_shows_each_frame_at_its_time(tmp_path, name):
+    """As telephones and recorders of screens write them."""
+    values = {0: 40, 100: 80, 700: 120, 733: 160, 1900: 200}
+    clip = write_at(tmp_path / name, values)
+    film = [int(picture.mean() / 10 + 0.5) * 10 for picture in frames(clip)]
+    assert measure(clip)[0] == len(film) == len(clip.frames)
+    for n, value in enumerate(film):
+        middle = (n + 0.5) / clip.fps * 1000
+        near = {shown for time, shown in values.items() if time - 2 <= middle}
+        assert value in (max(near), max(v for t, v in values.items() if t + 2 <= middle)), "what is on in the middle"
+    assert 1.9 - 0.5 / clip.fps <= len(film) / clip.fps <= 1.9 + 1.5 / clip.fps, "the last is on for a frame at most"
+    write_video(tmp_path / "film.mp4", [clip])
+    assert [int(picture.mean() * 25.5 + 0.5) * 10 for picture in read_video(tmp_path / "film.mp4")[0]] == film
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from([8, 24, 30, 60, Fraction(30000, 1001)]), st.integers(1, 40), st.integers(0, 5000))
+def test_an_even_rate_with_rounded_times_loses_and_repeats_nothing(tmp_path_factory, rate, count, begin):
+    path = tmp_path_factory.mktemp("even") / "a.mkv"
+    write_at(path, {begin + round(k * 1000 / rate): 5 * k for k in range(count)}, rate)
+    clip = open_clip(path)
+    assert measure(clip)[0] == len(list(frames(clip))) == count
+
+
+def test_sound_and_picture_of_a_file_without_an_even_rate_stay_in_step(tmp_path):
+    """The picture gets bright when the tone begins, 1.5 s after the start."""
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as file:
+        video, audio = file.add_stream("libx264", rate=30), file.add_stream("pcm_s16le", rate=48000, layout="mono")
+        video.width = video.height = 32
+        video.pix_fmt = "yuv420p"
+        video.codec_context.time_base = Fraction(1, 1000)
+        for time in [*range(0, 200, 33), *range(1500, 3000, 33)]:
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 200 * (time >= 1500), np.uint8), format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            file.mux(video.encode(frame))
+        tone = (np.sin(np.arange(144000) / 20) * 16000 * (np.arange(144000) >= 72000)).astype(np.int16)
+        sounds = av.AudioFrame.from_ndarray(tone[None], format="s16", layout="mono")
+        sounds.sample_rate, sounds.pts, sounds.time_base = 48000, 0, Fraction(1, 48000)
+        file.mux([*video.encode(None), *audio.encode(sounds), *audio.encode(None)])
+    write_video(tmp_path / "film.mp4", [open_clip(path)])
+    film, fps = read_video(tmp_path / "film.mp4")
+    bright = int((film.mean((1, 2, 3)) > 0.4).int().argmax()) / fps
+    loud = int(np.argmax(np.abs(sound_of(tmp_path / "film.mp4")[0][0]) > 0.2)) / 48000
+    assert abs(bright - loud) < 1 / fps
 
 
 # ------------------------------------------------------------------------------------------------- overlap
@@ -183,6 +246,45 @@ def test_other_sizes_are_fitted_in_whole_on_black():
     assert (film[0] == shown([first])[0]).all()
     assert (film[1][6:18] == shown([wide])[0]).all() and not film[1][:6].any() and not film[1][18:].any()
     assert film[2][:, 8:24].min() > 0 and not film[2][:, :8].any() and not film[2][:, 24:].any()
+
+
+def write_wide(path: Path, aspect: Fraction, size: tuple[int, int] = (32, 32), rate: int = 8) -> Clip:
+    """Four frames, dark on the left and bright on the right, whose pixels are `aspect` times as wide as high."""
+    picture = np.zeros((*size, 3), np.uint8)
+    picture[:, size[1] // 2 :] = 240
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264", rate=rate)
+        stream.height, stream.width = size
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.sample_aspect_ratio = aspect
+        for _ in range(4):
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        file.mux(stream.encode(None))
+    return open_clip(path)
+
+
+def pixels_of(path: Path) -> tuple[int, int, Fraction]:
+    with av.open(str(path)) as file:
+        stream = file.streams.video[0]
+        return stream.height, stream.width, Fraction(stream.sample_aspect_ratio or 1)
+
+
+def test_pixels_that_are_not_square_stay_so_if_all_clips_have_them_and_else_become_square(tmp_path):
+    wide, other = write_wide(tmp_path / "a.mp4", Fraction(2)), write_wide(tmp_path / "b.mp4", Fraction(2), rate=12)
+    square, tall = write_wide(tmp_path / "c.mp4", Fraction(1)), write_wide(tmp_path / "d.mp4", Fraction(1, 2))
+    film = tmp_path / "film.mp4"
+    for clips, wanted in (
+        ([wide], (32, 32, 2)),  # copied
+        ([wide, other], (32, 32, 2)),  # encoded, for the rates differ
+        ([wide, square], (32, 64, 1)),
+        ([tall, square], (64, 32, 1)),
+        ([square, wide], (32, 32, 1)),
+    ):
+        write_video(film, clips)
+        assert pixels_of(film) == wanted
+    dark = np.array([picture[:, :, 0].numpy() < 0.2 for picture in read_video(film)[0]])
+    assert dark[0][:, :15].all() and not dark[0][:, 17:].any(), "the square one fills the film"
+    assert dark[4][:7].all() and dark[4][25:].all() and not dark[4][9:23, 17:].any(), "the wide one is half as high"
 
 
 def test_an_odd_size_gets_one_more_row_and_column(tmp_path):

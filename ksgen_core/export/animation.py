@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoints import write_atomically
 from ..errors import KSGenError
+from ..film.pictures import fitted
 from ..types import Clip
 from ..video import frames
 
@@ -61,7 +62,7 @@ def write_webp(
                 encoder = _open_encoder(*size, quality)
             start, time = round(time), time + duration
             if start - last >= SHORTEST:
-                data += _encode(encoder, _fitted(array, size), start)
+                data += _encode(encoder, fitted(array, size[::-1]), start)
                 last = start
             show(number - 1, len(clips))
         show(number, len(clips))
@@ -109,16 +110,6 @@ def _open_encoder(width: int, height: int, quality: int) -> Any:
     encoder.time_base, encoder.framerate = Fraction(1, 1000), Fraction(1000)
     encoder.options = {"quality": str(quality)}
     return encoder
-
-
-def _fitted(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """`[H, W, 3]` as a picture of `size` (width, height), centred on black if its shape is another."""
-    import numpy as np
-    from PIL import Image, ImageOps
-
-    if (array.shape[1], array.shape[0]) == size:
-        return array
-    return np.asarray(ImageOps.pad(Image.fromarray(array), size, Image.Resampling.LANCZOS, color="black"))
 
 
 def _set_end_and_loop(data: bytearray, end: int, loop: bool) -> None:

@@ -11,13 +11,13 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from ..errors import KSGenError
+from ..video import sound_stream
 from .pictures import Part
 
 if TYPE_CHECKING:
     import av
     import numpy as np
-    from av.audio.stream import AudioStream
-    from av.container import InputContainer, OutputContainer
+    from av.container import OutputContainer
 
 SAMPLES = 48_000
 """A second."""
@@ -60,16 +60,6 @@ class SoundTrack:
         self._pieces.close()
 
 
-def has_sound(part: Part) -> bool:
-    """Whether the part's clip is a file with sound that can be decoded."""
-    import av
-
-    if part.clip.path is None:
-        return False
-    with av.open(str(part.clip.path)) as file:
-        return _sound_stream(file) is not None
-
-
 def sound(parts: Sequence[Part]) -> Generator[np.ndarray, None, None]:
     """The sound of a film, piece by piece `[2, N]`; clip k begins with the sample at its start, rounded.
 
@@ -110,7 +100,7 @@ def _of_clip(part: Part, count: int) -> Generator[np.ndarray, None, None]:
 
     done = 0
     try:
-        for piece in _decoded(part) if has_sound(part) else ():
+        for piece in _decoded(part) if part.facts.sound else ():
             piece = piece[:, : count - done]
             done += piece.shape[1]
             yield piece
@@ -132,7 +122,7 @@ def _decoded(part: Part) -> Generator[np.ndarray, None, None]:
     import numpy as np
 
     with av.open(str(part.clip.path)) as file:
-        stream, picture = _sound_stream(file), file.streams.video[0]
+        stream, picture = sound_stream(file), file.streams.video[0]
         sounds = file.decode(stream) if stream is not None else iter(())
         first = next(sounds, None)
         if first is None:
@@ -189,8 +179,3 @@ def _in_stereo(resampler: av.AudioResampler, frame: av.AudioFrame | None) -> Gen
         if array.dtype == np.int32:
             array = (array / 2**31).astype(np.float32)
         yield np.repeat(array, 3 - array.shape[0], axis=0)
-
-
-def _sound_stream(file: InputContainer) -> AudioStream | None:
-    """The first sound that there is a decoder for; to decode another one ends the process."""
-    return next((stream for stream in file.streams.audio if stream.codec_context is not None), None)

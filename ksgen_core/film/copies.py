@@ -11,7 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..video import opened, rotation
+from ..video import opened
 from .pictures import Part
 
 if TYPE_CHECKING:
@@ -42,11 +42,8 @@ def can_copy(parts: Sequence[Part]) -> bool:
 
 def _kind(part: Part) -> tuple[Any, ...] | None:
     """What must be equal for a decoder to go on from one clip to the next; None if the clip cannot be copied."""
-    if part.clip.path is None or part.skip:
+    if part.clip.path is None or part.skip or part.facts.turns:
         return None
-    with opened(part.clip.path) as (file, stream):
-        if rotation(next(file.decode(stream))):
-            return None
     with opened(part.clip.path) as (file, stream):
         codec = stream.codec_context
         if (codec.name, codec.pix_fmt) != ("h264", "yuv420p") or not codec.extradata:
@@ -68,7 +65,15 @@ def _kind(part: Part) -> tuple[Any, ...] | None:
             return None
         colours = (codec.color_range, codec.colorspace, codec.color_primaries, codec.color_trc)
         delay = (first - begin) / step
-        return part.rate, part.height, part.width, bytes(codec.extradata), stream.sample_aspect_ratio, *colours, delay
+        return (
+            part.rate,
+            part.facts.height,
+            part.facts.width,
+            bytes(codec.extradata),
+            stream.sample_aspect_ratio,
+            *colours,
+            delay,
+        )
 
 
 def _step(stream: VideoStream, part: Part) -> int | None:

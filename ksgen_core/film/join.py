@@ -3,7 +3,8 @@
 The rules:
 - The film has the first clip's size, or its shape if that is too large for the settings, made even as H.264 in 4:2:0
   asks for it by repeating the last row or column.
-  Pictures of another size are scaled to fit in it and centred on black.
+  Pictures of another size are scaled to fit in it and centred on black. Pixels are as wide for their height as those
+  of the clips or, if these differ, square.
 - Its rate is the clips' rate or, if they differ, the highest of them.
 - Clip k begins where the clips before it end, each shortened by one cross-fade; this is computed from the film's start
   in exact fractions, so that no rounding adds up. Film frame n shows, of each clip, the frame that is on at n / rate.
@@ -35,9 +36,9 @@ from typing import TYPE_CHECKING
 from ..checkpoints import atomically
 from ..errors import KSGenError
 from ..types import Clip
-from ..video import SMALL, as_rate, measure
+from ..video import SMALL, Facts, as_rate, facts_of
 from . import subtitles
-from .audio import SoundTrack, has_sound
+from .audio import SoundTrack
 from .copies import can_copy, copied_packets, copied_stream
 from .pictures import Part, pictures
 from .titles import check_titles
@@ -135,14 +136,15 @@ def lay_out(clips: Sequence[Clip], settings: FilmSettings) -> tuple[Part, ...]:
     fade = Fraction(settings.cross_fade).limit_denominator(10**6) if len(clips) > 1 else Fraction(0)
     parts, start = [], Fraction(0)
     for number, clip in enumerate(clips, 1):
-        count, height, width = measure(clip)
+        facts = facts_of(clip)
+        count = facts.count
         skip = settings.overlap if number > 1 else 0
         if skip >= count:
             raise KSGenError(
                 f"Clip {number} has {count} frame{'s' if count > 1 else ''}, of which an overlap of {skip} leaves none "
                 f"for the film. Give an overlap of at most {count - 1}, or a longer clip."
             )
-        part = Part(clip, count - skip, height, width, as_rate(clip.fps), start, skip)
+        part = Part(clip, facts, as_rate(clip.fps), start, skip)
         if fade > part.seconds / 2:
             shown = " without the overlap" if skip else ""
             raise KSGenError(
@@ -167,7 +169,8 @@ def _encode(
 
     rate = max(part.rate for part in parts)
     total = max(1, math.floor(parts[-1].end * rate + Fraction(1, 2)))
-    own, cuts = (parts[0].height, parts[0].width), _spans(parts)
+    aspect, cuts = _aspect(parts), _spans(parts)
+    own = _own_size(parts[0].facts, aspect)
     size = _size(own, settings.longest_side)
     # The clock of the whole film, in which every frame has a whole number, and so its length is exact.
     ticks = rate.numerator * math.ceil(1000 / rate.numerator)
@@ -177,11 +180,11 @@ def _encode(
         if not settings.cross_fade and not settings.titles and size == own and can_copy(parts):
             packets = copied_packets(copied_stream(file, parts[0]), parts)
         else:
-            shown = pictures(parts, rate, total, size, texts if settings.titles else None)
-            packets = _encoded(_video_stream(file, size, rate), opened.enter_context(closing(shown)), rate)
+            shown = pictures(parts, rate, total, size, texts if settings.titles else None, aspect)
+            packets = _encoded(_video_stream(file, size, rate, aspect), opened.enter_context(closing(shown)), rate)
         opened.enter_context(closing(packets))
         sound = None
-        if any(map(has_sound, parts)):
+        if any(part.facts.sound for part in parts):
             sound = opened.enter_context(closing(SoundTrack(file, parts)))
         words: Iterator[tuple[Fraction, Packet]] = iter(())
         if texts is not None and settings.subtitles:
@@ -202,6 +205,18 @@ def _encode(
             sound.finish(parts[-1].end)
 
 
+def _aspect(parts: Sequence[Part]) -> Fraction:
+    """How wide a pixel of the film is shown for its height: as all clips have it, or else 1."""
+    aspects = {part.facts.aspect for part in parts}
+    return aspects.pop() if len(aspects) == 1 else Fraction(1)
+
+
+def _own_size(facts: Facts, aspect: Fraction) -> tuple[int, int]:
+    """Height and width of a clip whose pixels become those of the film, none of which is lost."""
+    stretch = facts.aspect / aspect
+    return round(facts.height * max(1, 1 / stretch)), round(facts.width * max(1, stretch))
+
+
 def _size(own: tuple[int, int], longest_side: int | None) -> tuple[int, int]:
     """Height and width of the film: the first clip's own, or in proportion if its longer side is too long."""
     scale = Fraction(longest_side or max(own), max(own))
@@ -216,11 +231,12 @@ def _encoded(stream: VideoStream, shown: Iterator[np.ndarray], rate: Fraction) -
     yield stream.encode(None)
 
 
-def _video_stream(file: OutputContainer, size: tuple[int, int], rate: Fraction) -> VideoStream:
+def _video_stream(file: OutputContainer, size: tuple[int, int], rate: Fraction, aspect: Fraction) -> VideoStream:
     stream = file.add_stream("libx264", rate=rate, options=dict(ENCODER))
     stream.height, stream.width = (side + side % 2 for side in size)
     stream.pix_fmt = "yuv420p"
     stream.codec_context.time_base = 1 / rate
+    stream.codec_context.sample_aspect_ratio = aspect
     stream.codec_context.thread_count = 1 if size[0] * size[1] <= SMALL else 0
     for tag in ("colorspace", "color_primaries", "color_trc", "color_range"):
         setattr(stream.codec_context, tag, BT709)  # color_range 1 is "limited"

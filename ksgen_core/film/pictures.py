@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import KSGenError
 from ..types import Clip
-from ..video import frames
+from ..video import Facts, frames
 from .titles import with_title
 
 if TYPE_CHECKING:
@@ -26,18 +26,20 @@ TITLE_SECONDS = 2
 
 @dataclass(frozen=True)
 class Part:
-    """A clip's place in a film: `count` frames of `height` x `width`, the first at `start` seconds.
+    """A clip's place in a film: its first frame there is on at `start` seconds.
 
-    The `skip` frames that the clip has before them, and the sound of their time, are not in the film.
+    The `skip` frames that the clip has before it, and the sound of their time, are not in the film.
     """
 
     clip: Clip
-    count: int
-    height: int
-    width: int
+    facts: Facts
     rate: Fraction
     start: Fraction
     skip: int = 0
+
+    @property
+    def count(self) -> int:
+        return self.facts.count - self.skip
 
     @property
     def seconds(self) -> Fraction:
@@ -49,15 +51,24 @@ class Part:
 
 
 def pictures(
-    parts: Sequence[Part], rate: Fraction, total: int, size: tuple[int, int], titles: Sequence[str] | None
+    parts: Sequence[Part],
+    rate: Fraction,
+    total: int,
+    size: tuple[int, int],
+    titles: Sequence[str] | None,
+    aspect: Fraction = Fraction(1),
 ) -> Generator[np.ndarray, None, None]:
-    """The `total` pictures uint8 `[H, W, 3]` of `size` (H, W) of a film at `rate`.
+    """The `total` pictures uint8 `[H, W, 3]` of `size` (H, W) of a film at `rate`, a pixel of which is shown `aspect`
+    times as wide as high.
 
     A clip overlaps with its neighbours for at most half of its time, so no more than two are on at once.
     """
+    texts = titles or [None] * len(parts)
     with ExitStack() as opened:
         shown = [
-            opened.enter_context(closing(_shown(part, number, rate, size, titles[number - 1] if titles else None)))
+            opened.enter_context(
+                closing(_shown(part, number, rate, size, part.facts.aspect / aspect, texts[number - 1]))
+            )
             for number, part in enumerate(parts, 1)
         ]
         first = 0
@@ -74,7 +85,7 @@ def pictures(
 
 
 def _shown(
-    part: Part, number: int, rate: Fraction, size: tuple[int, int], title: str | None
+    part: Part, number: int, rate: Fraction, size: tuple[int, int], stretch: Fraction, title: str | None
 ) -> Generator[np.ndarray, None, None]:
     """What clip `number` (from 1) shows in every frame of the film in which it is on: uint8 `[H, W, 3]` of `size`."""
     index, picture = -1, None
@@ -90,7 +101,7 @@ def _shown(
                     )
                 index += 1
             if raw is not None:
-                picture = _fitted(raw, size)
+                picture = fitted(raw, size, stretch)
                 if title is not None and time - part.start < TITLE_SECONDS:
                     picture = with_title(picture, number, title)
             if picture is not None:
@@ -109,13 +120,21 @@ def _mix(one: np.ndarray, other: np.ndarray, share: float) -> np.ndarray:
     return (one * np.float32(1 - share) + other * np.float32(share) + np.float32(0.5)).astype(np.uint8)
 
 
-def _fitted(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 `[H, W, 3]` -> the whole picture, as large as `size` (H, W) lets it be, in the middle of black."""
-    import numpy as np
-    from PIL import Image, ImageOps
+def fitted(picture: np.ndarray, size: tuple[int, int], stretch: Fraction = Fraction(1)) -> np.ndarray:
+    """uint8 `[H, W, 3]` -> the whole picture, as large as `size` (H, W) lets it be, in the middle of black.
 
-    if picture.shape[:2] == size:
+    Its pixels are taken for `stretch` times as wide for their height as those of the result.
+    """
+    import numpy as np
+    from PIL import Image
+
+    if picture.shape[:2] == size and stretch == 1:
         return picture
     height, width = size
-    padded = ImageOps.pad(Image.fromarray(picture), (width, height), Image.Resampling.LANCZOS, color=(0, 0, 0))
-    return np.asarray(padded)
+    shape = stretch * picture.shape[1] / picture.shape[0]
+    high, wide = min(height, max(1, round(width / shape))), min(width, max(1, round(height * shape)))
+    resized = Image.fromarray(picture).resize((wide, high), Image.Resampling.LANCZOS)
+    top, left = round((height - high) / 2), round((width - wide) / 2)
+    padded = np.zeros((height, width, 3), np.uint8)
+    padded[top : top + high, left : left + wide] = np.asarray(resized)
+    return padded
