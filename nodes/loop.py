@@ -246,4 +246,5 @@ class KSGenStepLoopEnd(io.ComfyNode):
                 "the step of the outer loop, or take the lock out of the inner plan."
             )
         runs, always = look_up(graph, body, loop, cache, once=lambda: uuid.uuid4().hex)
-        return go_on(Run(own, loop, cache, runs, sorted(always), sum(run.there for run in runs)))
+        new = {run.number for run in runs if not run.there}
+        return go_on(Run(own, loop, cache, runs, sorted(always), new))

@@ -38,14 +38,17 @@ INNER = "Added to the running graph by 'Step Loop End'; not for use in a workflo
 @dataclass(eq=False)
 class Run:
     """A loop on its way: what the nodes of its steps hand on. It travels as an object, so that the host remembers none
-    of them beyond a prompt. `copied` are the nodes of the step in work."""
+    of them beyond a prompt.
+
+    `new` are the steps that had no result at the start, `copied` the nodes of the step in work.
+    """
 
     end: str
     loop: Loop
     cache: ResultCache
     steps: list[StepRun]
     always: list[str]
-    remembered: int
+    new: set[int]
     copied: list[str] = field(default_factory=list)
 
     def keys(self) -> list[str]:
@@ -123,9 +126,13 @@ def _finish(run: Run) -> io.NodeOutput:
 
 def _report(run: Run, count: int) -> str:
     left_out, given = len(run.steps) - count, sum(step.given is not None for step in run.steps)
-    parts = [f"{run.remembered - given} remembered", f"{count - run.remembered} made"]
+    remembered = len(run.steps) - len(run.new)
+    parts = [f"{remembered - given} remembered", f"{count - remembered} made"]
     parts += [f"{left_out} left out"] * bool(left_out) + ["the first is the initial picture"] * bool(given)
     text = f"{len(run.steps)} steps: {', '.join(parts)}."
+    steps = run.loop.plan.steps
+    if new := [str(step.number + 1) for step in run.steps if steps[step.number].lock and step.number in run.new]:
+        text += f" Locked, but without a result before: {', '.join(new)}."
     if run.always:
         text += f" Nothing is remembered behind {', '.join(run.always)}: such nodes say that they always change."
     return text

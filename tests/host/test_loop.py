@@ -147,6 +147,9 @@ def test_a_locked_step_is_kept_whatever_changes(looping: Server, seed: int):
     text = plan_text(TEXTS6, cut=" | lock")
     ran = run_well(looping, loop(text, start={"seed": seed}, noise={"strength": 0.3}))
     assert bodies(ran) == 5 and ran.report == "6 steps: 1 remembered, 5 made."
+    text = plan_text(TEXTS6, peel=" | lock", cut=" | lock").replace("peel", "scrape")
+    ran = run_well(looping, loop(text, start={"seed": seed}, noise={"strength": 0.3}))
+    assert ran.report == "6 steps: 5 remembered, 1 made. Locked, but without a result before: 2."
 
 
 def test_chosen_steps_are_made_and_the_others_left_out_or_remembered(looping: Server, seed: int):
