@@ -28,6 +28,13 @@ LARGE = {
     "clips-minimax-h3": 5,
 }
 """The templates whose files are stood in for, with the frames of half a second by their models' own counts."""
+SIZES = {
+    "clips-wan22-i2v": (144, 80),
+    "clips-wan22-first-last": (144, 80),
+    "clips-ltx-2.3": (160, 64),
+    "clips-minimax-h3": (160, 64),
+}
+"""Width and height of a wide picture with as few pixels as there may be, in multiples of 16 or 32."""
 LINES = ["boil the water", "pour it into the mug", "stir"]
 
 # A beginning of a file's name -> who builds it in tiny_native.py. Text encoders, and Qwen-Image itself, have nodes.
@@ -56,6 +63,8 @@ def models_of(name: str) -> list[dict[str, str]]:
 def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with every file where the templates say that it belongs: tiny weights, or nothing in it."""
     base = new_base_folder(tmp_path_factory.mktemp("full") / "base")
+    (base / "input").mkdir(exist_ok=True)
+    Image.radial_gradient("L").convert("RGB").resize((256, 128)).save(base / "input" / WIDE)
     shutil.copy(HERE / "any_text_encoder.py", base / "custom_nodes")
     job = {}
     for model in [model for name in LARGE for model in models_of(name)]:
@@ -80,12 +89,13 @@ def test_files_are_found_where_a_template_says_that_they_belong(full: Server, na
     assert problems_of(graph, full.get("/object_info"), full.get("/models")) == []
 
 
-LITTLE = {"steps": 2, "sigmas": "1.0, 0.5, 0.0", "megapixels": 0.02}
-SIZED = ("WanImageToVideo", "WanFirstLastFrameToVideo", "EmptyLTXVLatentVideo", "MiniMaxH3ImageToVideo")
+LITTLE = {"steps": 2, "sigmas": "1.0, 0.5, 0.0", "megapixels": 0.01}
+WIDE = "wide.png"
+"""A picture twice as wide as high."""
 
 
 def little(server: Server, name: str, lines: list[str], seed: int) -> dict[str, dict]:
-    """A template's prompt with stand-ins for what has no tiny file, little pictures, few sampler steps, short clips.
+    """A template's prompt with stand-ins for what has no tiny file, a wide picture, few sampler steps, short clips.
 
     The steps are `lines`, and with a `seed` of its own a test remembers nothing of another one's.
     """
@@ -98,14 +108,14 @@ def little(server: Server, name: str, lines: list[str], seed: int) -> dict[str, 
             one |= node("TestQwenImage")
         elif kind == "FluxKontextImageScale":  # a million pixels, always
             one |= node("ImageScale", image=inputs["image"], upscale_method="area", width=64, height=64, crop="center")
+        elif kind == "LoadImage":
+            inputs["image"] = WIDE
         elif kind == "KSGenStepLoopStart":
             inputs |= {"seconds": 0.5, "seed": seed}
         elif kind in ("KSGenEditPlan", "KSGenPlanFromText"):
             inputs["text"] = "\n".join(lines)
         elif kind == "KSamplerAdvanced":  # 4 steps become 2
             inputs |= {"start_at_step": inputs["start_at_step"] // 2, "end_at_step": inputs["end_at_step"] // 2}
-        if kind in SIZED:
-            inputs |= {"width": 64, "height": 64}
         if kind != "KSGenStepLoopStart":
             inputs |= {
                 key: value for key, value in LITTLE.items() if key in inputs and not isinstance(inputs[key], list)
@@ -155,6 +165,11 @@ def chapters_of(path: Path) -> list[str]:
         return [chapter["metadata"]["title"] for chapter in file.chapters()]
 
 
+def size_of(path: Path) -> tuple[int, int]:
+    with av.open(str(path)) as file:
+        return file.streams.video[0].width, file.streams.video[0].height
+
+
 def sound_seconds(path: Path) -> float:
     with av.open(str(path)) as file:
         frames = [frame for frame in file.decode(audio=0)] if file.streams.audio else []
@@ -169,6 +184,8 @@ def test_a_template_makes_a_clip_of_every_step_and_remembers_it(full: Server, na
     assert [len(frames) for frames in first] == [LARGE[name]] * len(LINES)
     assert len({b"".join(frames) for frames in first}) == len(LINES)
     assert report == "3 steps: 0 remembered, 3 made."
+    assert {size_of(path) for path in (*clips, film)} == {SIZES[name]}, "the picture's shape"
+    assert repeated(prompt) == len(LINES) - 1, "each clip begins with the picture on which the one before ends"
     assert len(frames_of(film)) == LARGE[name] * len(LINES) - repeated(prompt)
     assert chapters_of(film) == [f"{number}. {line}" for number, line in enumerate(LINES, 1)]
 
