@@ -16,7 +16,8 @@ from ksgen_core.cache import ResultCache
 from ksgen_core.loop import results
 from ksgen_core.loop.graph import ALWAYS, END, OUTPUTS, PICTURES, START, STEP, Copy, Node, find_body
 from ksgen_core.loop.run import Loop, StepRun, look_up
-from ksgen_core.loop.settings import KEY_IMAGES
+from ksgen_core.loop.settings import KEY_IMAGES, LoopSettings
+from ksgen_core.types import KeyStep, Plan
 
 
 def colour(*made_from: Any) -> Any:
@@ -181,6 +182,45 @@ def loop_graph(body: Mapping[str, dict[str, Any]], result: list[Any], **outside:
             "film": node("Join", clips=["end", 0]),
         }
     )
+
+
+TEXTS = ["wash", "peel", "cut", "boil", "season", "serve"]
+PLAN = Plan("cook potatoes", tuple(map(KeyStep, TEXTS)))
+SHORT = LoopSettings(seconds=0.5, fps=8.0, seed=3)
+"""Clips of 4 frames."""
+
+
+def graph_of(carry: bool = False, **changes: Any) -> SmallGraph:
+    """A body that paints each step's text and seed on the initial picture, or on what the step before left."""
+    inputs = {"image": out("previous" if carry else "image"), "text": out("text"), "seed": out("seed"), **changes}
+    body = {
+        "paint": node("Paint", **inputs),
+        "frames": node("Repeat", image=["paint", 0], amount=out("frames")),
+    }
+    return loop_graph(body, ["frames", 0])
+
+
+def loop_of(
+    plan: Plan = PLAN,
+    settings: LoopSettings = SHORT,
+    image: Any = 0.5,
+    key_images: Any = None,
+    clips: Any = None,
+    **more,
+) -> Loop:
+    given = picture(image) if isinstance(image, float) else image
+    return Loop.of(plan, replace(settings, **more), given, key_images, clips)
+
+
+def edited(plan: Plan, number: int, **changed: Any) -> Plan:
+    """The plan with something else in step `number` (from 1)."""
+    steps = list(plan.steps)
+    steps[number - 1] = replace(steps[number - 1], **changed)
+    return replace(plan, steps=tuple(steps))
+
+
+def planned(*texts: str) -> Plan:
+    return Plan("cook potatoes", tuple(map(KeyStep, texts)))
 
 
 def run_node(nodes: Mapping[str, Node], graph: SmallGraph, link: list[Any], step: Callable[[Node], list[Any]]) -> Any:

@@ -3,65 +3,33 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from small_graph import SmallGraph, look, loop_graph, node, out, picture, run_loop
+from small_graph import (
+    PLAN,
+    TEXTS,
+    SmallGraph,
+    edited,
+    graph_of,
+    look,
+    loop_graph,
+    loop_of,
+    node,
+    out,
+    picture,
+    planned,
+    run_loop,
+)
 
 from ksgen_core.cache import ResultCache
 from ksgen_core.errors import KSGenError
-from ksgen_core.loop.run import Loop
-from ksgen_core.loop.settings import (
-    ANY_COUNT,
-    CLIPS,
-    COUNTED_SEED,
-    KEY_IMAGES,
-    SAME_SEED,
-    FrameRule,
-    LoopSettings,
-    chosen_steps,
-)
-from ksgen_core.types import KeyStep, Plan
-
-TEXTS = ["wash", "peel", "cut", "boil", "season", "serve"]
-PLAN = Plan("cook potatoes", tuple(map(KeyStep, TEXTS)))
-SHORT = LoopSettings(seconds=0.5, fps=8.0, seed=3)
-"""Clips of 5 frames."""
-
-
-def graph_of(carry: bool = False, **changes: Any) -> SmallGraph:
-    """A body that paints each step's text and seed on the initial picture, or on what the step before left."""
-    inputs = {"image": out("previous" if carry else "image"), "text": out("text"), "seed": out("seed"), **changes}
-    body = {
-        "paint": node("Paint", **inputs),
-        "frames": node("Repeat", image=["paint", 0], amount=out("frames")),
-    }
-    return loop_graph(body, ["frames", 0])
-
-
-def loop_of(
-    plan: Plan = PLAN, settings: LoopSettings = SHORT, image: Any = 0.5, key_images: Any = None, **more
-) -> Loop:
-    given = picture(image) if isinstance(image, float) else image
-    return Loop.of(plan, replace(settings, **more), given, key_images)
-
-
-def edited(plan: Plan, number: int, **changed: Any) -> Plan:
-    """The plan with something else in step `number` (from 1)."""
-    steps = list(plan.steps)
-    steps[number - 1] = replace(steps[number - 1], **changed)
-    return replace(plan, steps=tuple(steps))
-
-
-def planned(*texts: str) -> Plan:
-    return Plan("cook potatoes", tuple(map(KeyStep, texts)))
+from ksgen_core.loop import results
+from ksgen_core.loop.settings import COUNTED_SEED, KEY_IMAGES
+from ksgen_core.types import Clip, Plan
+from ksgen_core.video import open_clip
 
 
 @pytest.fixture(autouse=True)
@@ -198,6 +166,22 @@ def test_a_key_image_that_changed_makes_the_steps_run_that_use_it(cache):
     assert ran(cache, graph=both, key_images=other) == [2, 3], "step 2 leads to the key image of step 3"
 
 
+@pytest.mark.parametrize("name", ["7", "12:3", "end.1", "step"])
+def test_the_users_nodes_may_have_any_id(cache, name):
+    """Prompts that programs write have words for ids."""
+    body = graph_of(True).nodes
+    named = {name: body["paint"], "frames": node("Repeat", image=[name, 0], amount=out("frames"))}
+    ran(cache, carry=True)
+    assert ran(cache, graph=loop_graph(named, ["frames", 0])) == [], "it is the same graph"
+
+
+def test_counted_seeds_belong_to_places(cache):
+    """With one seed for all a step can move without running again."""
+    turned = planned("peel", "wash", *TEXTS[2:])
+    ran(cache, seeds=COUNTED_SEED)
+    assert ran(cache, turned, seeds=COUNTED_SEED) == [1, 2]
+
+
 # --- key images -----------------------------------------------------------------------------------------------------
 
 
@@ -228,6 +212,27 @@ def test_a_locked_step_keeps_its_result_and_so_do_those_that_carry_from_it(cache
     numbers, after = run_loop(graph_of(carry), loop_of(rolled), cache)
     assert numbers == [] and all(map(torch.equal, after, before))
     assert ran(cache, edited(rolled, 3, lock=False), carry) == ([3, 4, 5, 6] if carry else [3])
+
+
+def test_a_locked_step_keeps_its_result_though_it_could_not_be_made_any_more(cache, leading):
+    """It was not the last step when it was made; now it lacks the next key image."""
+    five = replace(PLAN, steps=PLAN.steps[:5])
+    _, before = run_loop(leading, loop_of(edited(PLAN, 5, lock=True), key_images=IMAGES, steps="1-5"), cache)
+    locked = loop_of(edited(five, 5, lock=True), key_images=IMAGES[:5])
+    numbers, after = run_loop(leading, locked, cache)
+    assert numbers == [] and all(map(torch.equal, after, before[:5]))
+    with pytest.raises(KSGenError, match="Step 5 has no next key image"):
+        run_loop(leading, loop_of(five, key_images=IMAGES[:5]), cache)
+
+
+def test_a_run_meets_its_locks_so_that_they_are_not_taken_for_abandoned(cache):
+    locked = edited(PLAN, 2, lock=True)
+    ran(cache, locked)
+    notes = sorted((cache.root / "steps").rglob("*.json"))
+    for path in notes:
+        os.utime(path, (0, 0))
+    assert ran(cache, locked) == [] and len(notes) == 6
+    assert all(path.stat().st_mtime > 1e9 for path in notes)
 
 
 @pytest.mark.parametrize("carry, again", [(False, [1, 2, 4, 5, 6]), (True, [1, 2, 4, 5, 6])])
@@ -314,141 +319,7 @@ def test_a_step_that_is_not_chosen_is_not_run_but_still_carried_from(cache):
     assert ran(cache, edited(PLAN, 2, text="scrape"), carry=True, steps="3-6") == [3, 4, 5, 6]
 
 
-@given(st.lists(st.tuples(st.integers(1, 99), st.integers(0, 20)), min_size=1), st.integers(0, 2), st.data())
-def test_numbers_and_ranges_are_read(parts, spaces, data):
-    ranges = [(first, min(first + more, 99)) for first, more in parts]
-    gap = " " * spaces
-    text = f"{gap},{gap}".join(
-        f"{first}{gap}-{gap}{last}" if first != last or data.draw(st.booleans()) else f"{first}"
-        for first, last in ranges
-    )
-    assert chosen_steps(f"{gap}{text}{gap}", 99) == {k - 1 for first, last in ranges for k in range(first, last + 1)}
-
-
-@given(st.text(st.sampled_from("0123456789,- .x"), min_size=1, max_size=9), st.integers(1, 99))
-@example("9" * 5000, 3)
-def test_any_other_text_is_refused_in_words(text, count):
-    try:
-        chosen = chosen_steps(text, count)
-    except KSGenError as error:
-        assert "Steps to make: " in str(error)
-    else:
-        assert chosen and chosen <= set(range(count)) and not set(text) & {".", "x"}
-
-
-@pytest.mark.parametrize("text", ["0", "7", "3-2", "1-7", "2,", ",", "1;2", "-1", "1-2-3", "1 2", "all", "1.0"])
-def test_these_are_no_steps_of_six(text):
-    with pytest.raises(KSGenError, match="Steps to make"):
-        chosen_steps(text, 6)
-    with pytest.raises(KSGenError, match="Steps to make"):
-        loop_of(steps=text)
-
-
-def test_no_text_means_all():
-    assert chosen_steps("  ", 3) == {0, 1, 2}
-
-
-# --- what a step gives ----------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=300)
-@given(st.floats(0.01, 600), st.floats(0.1, 240), st.integers(1, 16))
-def test_frame_counts_are_the_nearest_that_the_model_can_make(seconds, fps, frame_step):
-    count = LoopSettings(seconds=seconds, fps=fps, frame_step=frame_step).frames(None, FrameRule(5, 17))
-    assert count % frame_step == 1 % frame_step and count >= 1 + frame_step
-    wished = seconds * fps
-    assert abs(count - wished) <= frame_step / 2 + 1e-9 * wished or (count == 1 + frame_step and wished < count)
-
-
-@given(st.floats(0.01, 600), st.floats(0.1, 240), st.integers(1, 16), st.integers(1, 20))
-def test_without_a_step_of_its_own_frame_counts_are_those_of_the_node(seconds, fps, least, distance):
-    count = LoopSettings(seconds=seconds, fps=fps, frame_step=0).frames(None, FrameRule(least, distance))
-    fewest = least if least > 1 else 1 + distance
-    wished = seconds * fps
-    assert (count - least) % distance == 0 and count >= fewest > 1
-    assert abs(count - wished) <= distance / 2 + 1e-9 * wished or (count == fewest and wished < count)
-
-
-def test_a_step_may_have_its_own_length():
-    loop = loop_of(edited(PLAN, 2, seconds=1.5), fps=16.0, seconds=5.0)
-    assert [loop.constants(k, FrameRule(1, 4))["frames"] for k in (0, 1)] == [81, 25]
-    assert [loop.constants(k, FrameRule(1, 4))["seconds"] for k in (0, 1)] == [5.0, 1.5]
-
-
-def test_what_every_step_gives_exactly():
-    steps = (KeyStep("wash", before="dirty", after="clean"), KeyStep("peel", seed=9), KeyStep("cut", before="whole"))
-    loop = loop_of(Plan("cook", steps), seeds=COUNTED_SEED)
-    common = {"seconds": 0.5, "frames": 5, "fps": 8.0, "count": 3}
-    said = [
-        {"text": "wash", "before": "dirty", "after": "clean", "previous_text": "", "seed": 3},
-        {"text": "peel", "before": "clean", "after": "", "previous_text": "wash", "seed": 9},
-        {"text": "cut", "before": "whole", "after": "", "previous_text": "peel", "seed": 5},
-    ]
-    for k in range(3):
-        place = {"number": k + 1, "is_first": k == 0, "is_last": k == 2}
-        assert loop.constants(k, FrameRule(1, 4)) == {**said[k], **common, **place}
-
-
-@pytest.mark.parametrize("seeds, wanted", [(SAME_SEED, [3, 3, 9, 3]), (COUNTED_SEED, [3, 4, 9, 6])])
-def test_seeds_are_those_of_the_plan_then_those_of_the_settings(seeds, wanted):
-    plan = planned("a", "b", "c", "d")
-    loop = loop_of(edited(plan, 3, seed=9), seeds=seeds)
-    assert [step.seed for step in loop.plan.steps] == wanted == [loop.constants(k, ANY_COUNT)["seed"] for k in range(4)]
-    zero = loop_of(edited(plan, 3, seed=0), seeds=seeds)
-    assert zero.plan.steps[2].seed == 0, "0 is a seed like others"
-
-
-def test_counted_seeds_belong_to_places(cache):
-    """With one seed for all a step can move without running again."""
-    turned = planned("peel", "wash", *TEXTS[2:])
-    ran(cache, seeds=COUNTED_SEED)
-    assert ran(cache, turned, seeds=COUNTED_SEED) == [1, 2]
-
-
-def test_pictures_of_a_step():
-    def given(loop: Loop, name: str, k: int) -> torch.Tensor:
-        found = loop.picture(name, k)
-        assert found is not None
-        return found
-
-    images = torch.cat([picture(0.1 * k) for k in range(1, 7)])
-    loop = loop_of(key_images=images)
-    for k in range(6):
-        assert given(loop, "key_image", k).equal(images[k : k + 1])
-        assert given(loop, "image", k).equal(picture(0.5)) and given(loop, "previous", k).equal(picture(0.5))
-    for k in range(5):
-        assert given(loop, "next_key_image", k).equal(images[k + 1 : k + 2])
-    assert loop.picture("next_key_image", 5) is None
-    alone = loop_of(image=None, key_images=images)
-    assert given(alone, "image", 3).equal(images[:1]), "the first key image is the initial picture where none came in"
-    assert loop_of(image=None).picture("image", 0) is None and loop_of().picture("key_image", 0) is None
-
-
-@pytest.mark.parametrize(
-    "given, says",
-    [
-        ({"image": None, "makes": KEY_IMAGES}, "begins with the initial picture"),
-        ({"image": torch.zeros(2, 16, 16, 3)}, "One initial picture is wanted, got 2"),
-        ({"key_images": torch.zeros(5, 16, 16, 3)}, "6 steps, but 5 key image"),
-        ({"key_images": torch.zeros(6, 16, 24, 3)}, "16x16 pixels, the key images are 24x16"),
-    ],
-)
-def test_pictures_that_do_not_fit_are_refused(given, says):
-    with pytest.raises(KSGenError, match=says):
-        loop_of(**given)
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"makes": "films"}, {"seeds": "any"}, {"seconds": 0}, {"seconds": 601}, {"seconds": float("nan")}, {"fps": 0},
-        {"fps": float("inf")}, {"frame_step": -1},
-    ],
-)  # fmt: skip
-def test_settings_refuse_nonsense(wrong):
-    with pytest.raises(ValueError):
-        LoopSettings(**wrong)
-    assert LoopSettings().makes == CLIPS
+# --- pictures that a step lacks -------------------------------------------------------------------------------------
 
 
 def test_a_step_that_lacks_a_picture_that_the_result_needs_is_refused_before_anything_runs(cache):
@@ -458,78 +329,132 @@ def test_a_step_that_lacks_a_picture_that_the_result_needs_is_refused_before_any
     assert cache.entries() == []
 
 
-@pytest.mark.parametrize("name", ["7", "12:3", "end.1", "step"])
-def test_the_users_nodes_may_have_any_id(cache, name):
-    """Prompts that programs write have words for ids."""
-    body = graph_of(True).nodes
-    named = {name: body["paint"], "frames": node("Repeat", image=[name, 0], amount=out("frames"))}
-    ran(cache, carry=True)
-    assert ran(cache, graph=loop_graph(named, ["frames", 0])) == [], "it is the same graph"
+@pytest.fixture
+def leading():
+    """A body that leads from each key image to the next, and needs that one."""
+    return loop_graph({"blend": node("Blend", a=out("next_key_image"), b=out("key_image"))}, ["blend", 0])
 
 
-# --- any edits ------------------------------------------------------------------------------------------------------
+IMAGES = torch.cat([picture(0.15 * k) for k in range(1, 7)])
 
 
-class Edits(RuleBasedStateMachine):
-    """Whatever was edited and run before: what is served is what a run from nothing makes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.folder = tempfile.TemporaryDirectory(prefix="ksgen-edits-")
-        self.cache = ResultCache(Path(self.folder.name) / "kept")
-        self.plan, self.carry, self.strength, self.shade = planned("a", "b", "c"), True, 0.5, 0.5
-        self.fresh = 0
-
-    def teardown(self) -> None:
-        self.folder.cleanup()
-
-    def loop(self) -> tuple[SmallGraph, Loop]:
-        more = {"state": out("before"), "was": out("previous_text")}
-        return graph_of(self.carry, strength=self.strength, **more), loop_of(self.plan, image=self.shade)
-
-    def swap(self, steps: list[KeyStep]) -> None:
-        self.plan = replace(self.plan, steps=tuple(steps))
-
-    @rule(
-        at=st.integers(0, 3), text=st.sampled_from("abcd"), after=st.sampled_from([None, "x"]), seed=st.integers(0, 1)
-    )
-    def edit(self, at, text, after, seed):
-        steps = list(self.plan.steps)
-        steps[at % len(steps)] = KeyStep(text, after=after, seed=seed)
-        self.swap(steps)
-
-    @rule(text=st.sampled_from("abcd"))
-    def append(self, text):
-        self.swap([*self.plan.steps[:4], KeyStep(text)])
-
-    @rule(at=st.integers(0, 3))
-    def delete(self, at):
-        steps = list(self.plan.steps)
-        del steps[at % len(steps)]
-        self.swap(steps or [KeyStep("a")])
-
-    @rule(at=st.integers(0, 3))
-    def move_to_the_front(self, at):
-        steps = list(self.plan.steps)
-        self.swap([steps.pop(at % len(steps)), *steps])
-
-    @rule(carry=st.booleans(), strength=st.sampled_from([0.5, 0.25]), shade=st.sampled_from([0.5, 0.75]))
-    def change_the_graph(self, carry, strength, shade):
-        self.carry, self.strength, self.shade = carry, strength, shade
-
-    @rule(steps=st.integers(1, 2))
-    def run_and_stop(self, steps):
-        run_loop(*self.loop(), self.cache, stop_after=steps)
-
-    @invariant()
-    def what_is_served_is_what_would_be_made(self):
-        self.fresh += 1
-        fresh = ResultCache(Path(self.folder.name) / f"fresh {self.fresh}")
-        _, wanted = run_loop(*self.loop(), fresh)
-        _, served = run_loop(*self.loop(), self.cache)
-        assert all(map(torch.equal, served, wanted))
-        assert run_loop(*self.loop(), self.cache)[0] == []
+def other_image(number: int) -> torch.Tensor:
+    """The key images, with another one for one step (from 1)."""
+    images = IMAGES.clone()
+    images[number - 1] = 0
+    return images
 
 
-TestEdits = Edits.TestCase
-TestEdits.settings = settings(max_examples=5, stateful_step_count=6, deadline=None)
+def test_a_step_that_lacks_a_picture_can_be_left_out(cache, leading):
+    numbers, made = run_loop(leading, loop_of(key_images=IMAGES, steps="1-5"), cache)
+    assert numbers == [1, 2, 3, 4, 5] and [one is None for one in made] == [False] * 5 + [True]
+    assert ran(cache, graph=leading, key_images=other_image(6), steps="1-5") == [5], "it leads to the last one"
+    with pytest.raises(KSGenError, match="Step 6 has no next key image, .* leave the step out with 'steps'"):
+        ran(cache, graph=leading, key_images=IMAGES, steps="6")
+
+
+def test_without_an_initial_picture_the_first_step_has_no_previous_one(cache):
+    body = {
+        "paint": node("Paint", image=["photo", 0], text=out("text")),
+        "blend": node("Blend", a=["paint", 0], b=out("previous")),
+    }
+    graph = loop_graph(body, ["blend", 0], photo=node("Picture", shade=0.5))
+    numbers, made = run_loop(graph, loop_of(image=None), cache)
+    _, alone = run_loop(loop_graph(body, ["paint", 0], photo=node("Picture", shade=0.5)), loop_of(image=None), cache)
+    assert numbers == ALL and [one.equal(other) for one, other in zip(made, alone, strict=True)] == [True] + [False] * 5
+    assert ran(cache, edited(PLAN, 3, text="slice"), graph=graph, image=None) == [3, 4, 5, 6]
+    with pytest.raises(KSGenError, match="Step 1 has no previous, which"):
+        ran(cache, carry=True, image=None)
+
+
+def test_a_switch_by_is_last_chooses_between_key_images(cache):
+    """The last step has no next key image; the switch does not ask for it then."""
+    body = {
+        "switch": node("Switch", switch=out("is_last"), on_true=out("key_image"), on_false=out("next_key_image")),
+        "blend": node("Blend", a=out("key_image"), b=["switch", 0]),
+    }
+    graph = loop_graph(body, ["blend", 0])
+    numbers, made = run_loop(graph, loop_of(key_images=IMAGES), cache)
+    assert numbers == ALL
+    for k, one in enumerate(made):
+        ahead = IMAGES[min(k + 1, 5)]
+        assert (one[0] - (IMAGES[k] + ahead) / 2).abs().max() <= 1 / 255
+    assert ran(cache, graph=graph, key_images=other_image(3)) == [2, 3]
+    assert ran(cache, graph=graph, key_images=other_image(6)) == [5, 6]
+    assert ran(cache, planned(*TEXTS, "eat"), graph=graph, key_images=torch.cat([IMAGES, IMAGES[:1]])) == [6, 7]
+
+
+# --- inputs that a class does not declare ---------------------------------------------------------------------------
+
+
+def test_values_reach_inputs_that_a_class_does_not_declare(cache):
+    """Such a node makes what one that declares them makes, and none of its steps are taken for each other."""
+    graph = graph_of().changed("paint", "Any")
+    numbers, made = run_loop(graph, loop_of(), cache)
+    _, declared = run_loop(graph_of(), loop_of(), cache)
+    assert numbers == ALL and all(map(torch.equal, made, declared))
+    assert ran(cache, edited(PLAN, 4, text="steam"), graph=graph) == [4]
+
+
+# --- clips that came in ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def films(cache):
+    """The clips of a loop, in files."""
+    run_loop(graph_of(), loop_of(), cache)
+    return tuple(results.clip_of(run.result) for run in look(graph_of(), loop_of(), cache) if run.result)
+
+
+def second_pass() -> SmallGraph:
+    body = {"tint": node("Tint", image=out("clip_frames"), text=out("text"))}
+    return loop_graph(body, ["tint", 0])
+
+
+def moved(clip: Clip, folder: Path) -> Clip:
+    """The same file in another place."""
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{len(list(folder.iterdir()))}.mkv"
+    path.write_bytes((clip.path or Path()).read_bytes())
+    return open_clip(path)
+
+
+def test_a_second_pass_over_clips_is_remembered_by_their_content(cache, films, tmp_path):
+    numbers, made = run_loop(second_pass(), loop_of(clips=films), cache)
+    assert numbers == ALL and all(len(one) == 4 for one in made) and not made[0].equal(made[1])
+    assert ran(cache, graph=second_pass(), clips=films) == []
+    elsewhere = tuple(moved(clip, tmp_path / "moved") for clip in films)
+    assert ran(cache, graph=second_pass(), clips=elsewhere) == [], "the same content in another place"
+    _, rolled = run_loop(graph_of(), loop_of(edited(PLAN, 4, seed=9)), cache)
+    kept = look(graph_of(), loop_of(edited(PLAN, 4, seed=9)), cache)[3].result
+    assert kept is not None and not rolled[3].equal(films[3].frames)
+    assert ran(cache, graph=second_pass(), clips=(*films[:3], results.clip_of(kept), *films[4:])) == [4]
+
+
+def test_clips_in_memory_count_by_their_frames_and_their_rate(cache):
+    def clips(fps: float, shade: float = 0.5) -> tuple[Clip, ...]:
+        return tuple(Clip.of(picture(shade if k == 2 else 0.1 * k), fps) for k in range(6))
+
+    assert ran(cache, graph=second_pass(), clips=clips(8.0)) == ALL
+    assert ran(cache, graph=second_pass(), clips=clips(8.0)) == []
+    assert ran(cache, graph=second_pass(), clips=clips(8.0, 0.75)) == [3]
+    assert ran(cache, graph=second_pass(), clips=clips(16.0)) == ALL
+
+
+def test_clips_that_nothing_uses_do_not_count(cache, films):
+    assert ran(cache, clips=films[::-1]) == []
+
+
+def test_a_clip_that_is_damaged_or_gone_is_refused_before_anything_runs(cache, films, tmp_path):
+    elsewhere = (moved(films[0], tmp_path / "moved"), *films[1:])
+    (elsewhere[0].path or Path()).unlink()
+    before = len(cache.entries())
+    with pytest.raises(KSGenError, match=r"moved.*0\.mkv cannot be read"):
+        ran(cache, graph=second_pass(), clips=elsewhere)
+    path = films[1].path or Path()
+    path.write_bytes(path.read_bytes() + b"!")
+    with pytest.raises(KSGenError, match="result of step 2 is damaged or gone"):
+        ran(cache, graph=second_pass(), clips=films)
+    assert len(cache.entries()) == before - 1, "only what was damaged went"
+    assert ran(cache) == [2], "the first loop makes it again"
+    assert ran(cache, graph=second_pass(), clips=films) == ALL, "and it can be read by the old clip"
