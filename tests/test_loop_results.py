@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,12 @@ from hypothesis import strategies as st
 
 from ksgen_core.cache import Result, ResultCache
 from ksgen_core.errors import KSGenError
+from ksgen_core.film.join import join, spans
+from ksgen_core.loop.keys import clip_digest
 from ksgen_core.loop.results import clip_of, frames_of, take_file, write_frames, write_picture
 from ksgen_core.pixels import to_uint8
-from ksgen_core.video import measure, open_clip
+from ksgen_core.types import Clip
+from ksgen_core.video import frames, measure, open_clip
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -163,6 +167,56 @@ def test_fractions_of_a_frame_a_second_come_back_exactly(tmp_path, fps, sound):
     result = kept(tmp_path, lambda folder: write_frames(folder, film, fps, sound))
     assert clip_of(result).fps == result.facts["fps"] == fps
     assert frames_of(result).equal(film)
+
+
+# --- files that are damaged or gone ---------------------------------------------------------------------------------
+
+
+def changed(path: Path) -> None:
+    """It still plays: only its checksum tells."""
+    path.write_bytes(path.read_bytes() + b"!")
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+READING: dict[str, Callable[[Clip, Path], Any]] = {
+    "all frames": lambda clip, _: clip.frames,
+    "frame by frame": lambda clip, _: list(frames(clip)),
+    "first frame": lambda clip, _: next(frames(clip)),
+    "measures": lambda clip, _: measure(clip),
+    "film": lambda clip, folder: list(join(folder / "film.mp4", [clip, clip])),
+    "chapters of a film": lambda clip, _: spans([clip]),
+    "content": lambda clip, _: clip_digest(clip),
+    "check": lambda clip, _: clip.check(),
+}
+
+
+@pytest.mark.parametrize("harm", [changed, cut_short, Path.unlink, lambda path: shutil.rmtree(path.parent)])
+@pytest.mark.parametrize("road", READING)
+@pytest.mark.parametrize("kind", ["frames", "video"])
+def test_no_road_of_reading_gives_what_was_not_made(tmp_path, road, harm, kind):
+    """A host may hold on to a clip long after it was found. When it is made again, the same clip is whole again."""
+    cache, source = ResultCache(tmp_path / "results"), write_film(tmp_path / "a.mp4", "libx264")
+
+    def make() -> Result:
+        def write(folder: Path) -> dict[str, Any]:
+            return take_file(folder, source) if kind == "video" else write_frames(folder, noise(3, 16, 32, 3), 8.0)
+
+        return cache.keep("ab" * 32, write, {"step": 4})
+
+    clip = clip_of(make())
+    whole = clip.frames
+    assert clip.path is not None
+    harm(clip.path)
+    with pytest.raises(KSGenError, match="The result of step 4 is damaged or gone from .* Queue again"):
+        READING[road](clip, tmp_path)
+    assert cache.find("ab" * 32) is None and not clip.path.exists(), "it is out of the way"
+    assert not (tmp_path / "film.mp4").exists()
+    make()
+    assert clip.frames.equal(whole)
+    READING[road](clip, tmp_path)
 
 
 # --- files taken over -----------------------------------------------------------------------------------------------
