@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -193,6 +194,30 @@ def test_a_template_makes_a_clip_of_every_step_and_remembers_it(full: Server, na
     assert report == "3 steps: 2 remembered, 1 made."
     again = [frames_of(clip) for clip in clips]
     assert again[:2] == first[:2] and again[2] != first[2]
+
+
+def test_another_strength_of_a_lora_or_another_file_of_it_makes_every_step_anew(full: Server):
+    def prompt(strength: float) -> dict[str, dict]:
+        changed = little(full, "clips-wan22-i2v", LINES, seed=5)
+        for one in changed.values():
+            if one["class_type"] == "LoraLoaderModelOnly":
+                one["inputs"]["strength_model"] = strength
+        return changed
+
+    def report(strength: float) -> str:
+        return run_clips(full, prompt(strength))[2]
+
+    assert report(1.0) == report(0.5) == "3 steps: 0 remembered, 3 made."
+    name = next(one["inputs"]["lora_name"] for one in prompt(1.0).values() if "lora_name" in one["inputs"])
+    path = full.base / "models" / "loras" / name
+    former = path.stat()
+    os.utime(path, ns=(former.st_atime_ns, former.st_mtime_ns + 10**9))  # as after it was fetched again
+    try:
+        assert report(1.0) == "3 steps: 0 remembered, 3 made."
+    finally:
+        os.utime(path, ns=(former.st_atime_ns, former.st_mtime_ns))
+    full.post("/free", {"free_memory": True})  # so that the host looks at the loop again
+    assert report(0.5) == "3 steps: 3 remembered, 0 made."
 
 
 @pytest.mark.parametrize("name", ["clips-ltx-2.3", "clips-minimax-h3"])
