@@ -219,6 +219,14 @@ def test_no_road_of_reading_gives_what_was_not_made(tmp_path, road, harm, kind):
     READING[road](clip, tmp_path)
 
 
+@pytest.mark.parametrize("harm", [changed, cut_short, Path.unlink])
+def test_a_picture_that_is_not_what_was_made_is_not_given(tmp_path, harm):
+    result = kept(tmp_path, lambda folder: write_picture(folder, noise(16, 16, 3)))
+    harm(result.file("picture.png"))
+    with pytest.raises(KSGenError, match="The result of step 1 is damaged or gone from .* Queue again"):
+        frames_of(result)
+
+
 # --- files taken over -----------------------------------------------------------------------------------------------
 
 

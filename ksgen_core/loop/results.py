@@ -55,25 +55,27 @@ def clip_of(result: Result) -> Clip:
     after it was found. Raises `KSGenError` if the result is a picture."""
     if result.facts["kind"] == PICTURE:
         raise KSGenError("A picture is no clip. Let 'Step Loop Start' make key images, or give frames as the result.")
-
-    def check() -> None:
-        if ResultCache(result.folder.parents[1]).find(result.key) is None:
-            step = result.about.get("step", "?")
-            raise KSGenError(
-                f"The result of step {step} is damaged or gone from {result.folder}. Queue again to make it."
-            )
-
     clip = open_clip(result.folder / result.facts["file"])
 
     def read() -> torch.Tensor:
-        check()
+        _check(result)
         return clip.frames
 
-    return replace(clip, read=read, check=check)
+    return replace(clip, read=read, check=lambda: _check(result))
 
 
 def frames_of(result: Result) -> torch.Tensor:
-    """All frames of a result, float32 0..1 `[F, H, W, 3]`; one for a picture."""
+    """All frames of a result, float32 0..1 `[F, H, W, 3]`; one for a picture.
+
+    Raises `KSGenError` if its file is not what was once made.
+    """
     if result.facts["kind"] == PICTURE:
+        _check(result)
         return pixels.read_picture(result.folder / result.facts["file"])[None]
     return clip_of(result).frames
+
+
+def _check(result: Result) -> None:
+    if ResultCache(result.folder.parents[1]).find(result.key) is None:
+        step = result.about.get("step", "?")
+        raise KSGenError(f"The result of step {step} is damaged or gone from {result.folder}. Queue again to make it.")
