@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING
 from . import pixels
 from .errors import KSGenError
 from .types import Clip, Plan
+from .video import frames, measure
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from PIL import Image, ImageDraw, ImageFont
 
@@ -63,28 +65,29 @@ SELECTORS = {chr(code) for code in range(0xFE00, 0xFE10)}
 def sheet(plan: Plan, images: Sequence[torch.Tensor], clips: Sequence[Clip] | None = None) -> torch.Tensor:
     """One key image `[H, W, 3]` per step and, if given, one clip -> the sheet, float32 0..1 `[H', W', 3]`.
 
-    A step's card shows the key image and, of its clip, the middle and the last frame.
+    A step's card shows the key image and, of its clip, the middle and the last frame. Clips in files are read frame by
+    frame, and what is shown is made small at once. Raises `KSGenError`, naming the file, if one cannot be read.
     """
     from PIL import Image, ImageDraw
 
     if len(images) != len(plan.steps) or (clips is not None and len(clips) != len(images)):
         raise ValueError(f"a sheet needs a picture and a clip for each of {len(plan.steps)} steps, got {len(images)}")
-    rows = [[image] for image in images]
+    rows = [[_small(pixels.to_uint8(image))] for image in images]
     for row, clip in zip(rows, clips or (), strict=False):
-        row += _middle_and_end(clip.frames)
+        row += _middle_and_end(clip)
 
     count = len(rows)
     if clips:
         columns = 1 if count <= 3 else 2
     else:
         columns = count if count <= 4 else 3 if count in (5, 6, 9) else 4
-    card_width = GAP + max(168, sum(_picture_size(picture)[0] + GAP for picture in rows[0]))
+    card_width = GAP + max(168, sum(picture.width + GAP for picture in rows[0]))
     text = [lines_of(step.text, font_of(step.text, 19), card_width - 2 * GAP - 44) for step in plan.steps]
     large = font_of(plan.goal, 34)
     title = lines_of(plan.goal[:1].upper() + plan.goal[1:], large, columns * (card_width + GAP) - GAP)
     bands = [range(k, min(k + columns, count)) for k in range(0, count, columns)]
     heads = [max(34, *(4 + 26 * len(text[k]) for k in band)) for band in bands]
-    picture_height = _picture_size(rows[0][0])[1]
+    picture_height = rows[0][0].height
     top = MARGIN + 42 * len(title) + 44
 
     width = 2 * MARGIN + columns * (card_width + GAP) - GAP
@@ -108,11 +111,10 @@ def sheet(plan: Plan, images: Sequence[torch.Tensor], clips: Sequence[Clip] | No
                 draw.text((x + GAP + 44, y + GAP + 5 + 26 * n), line, INK, font_of(plan.steps[k].text, 19))
             left = x + GAP
             for n, picture in enumerate(rows[k]):
-                size = _picture_size(picture)
-                _paste(paper, picture, (left, y + head + 2 * GAP), size)
-                left += size[0] + GAP
+                paper.paste(picture, (left, y + head + 2 * GAP), _rounded(picture.size, 9))
+                left += picture.width + GAP
                 if n + 1 < len(rows[k]):
-                    _arrow(draw, left - GAP // 2, y + head + 2 * GAP + size[1] // 2)
+                    _arrow(draw, left - GAP // 2, y + head + 2 * GAP + picture.height // 2)
         y = bottom + GAP
     return pixels.from_pil(paper)
 
@@ -142,16 +144,26 @@ def frame_sheet(frames: torch.Tensor, count: int, columns: int = 0) -> torch.Ten
     return paper
 
 
-def _middle_and_end(frames: torch.Tensor) -> list[torch.Tensor]:
-    """Copies of two frames `[H, W, 3]` of a film `[F, H, W, 3]`: a view would keep the whole film in memory."""
-    return [frames[len(frames) // 2].clone(), frames[-1].clone()]
+def _middle_and_end(clip: Clip) -> list[Image.Image]:
+    """Two frames of a clip as they are on the sheet."""
+    if clip.path is None:
+        film = clip.frames
+        return [_small(pixels.cut_to_uint8(film[number])) for number in (len(film) // 2, -1)]
+    middle = last = None
+    half = measure(clip)[0] // 2
+    for number, picture in enumerate(frames(clip)):
+        middle, last = picture if number <= half else middle, picture
+    return [_small(picture) for picture in (middle, last) if picture is not None]
 
 
-def _picture_size(picture: torch.Tensor) -> tuple[int, int]:
-    """Width and height of a picture `[H, W, 3]` on the sheet."""
+def _small(picture: np.ndarray) -> Image.Image:
+    """A picture uint8 `[H, W, 3]` in its size on the sheet."""
+    from PIL import Image
+
     height, width = picture.shape[:2]
     scale = PICTURE / max(height, width)
-    return max(1, round(width * scale)), max(1, round(height * scale))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS)
 
 
 def font_of(text: str, size: int) -> ImageFont.FreeTypeFont:
@@ -260,12 +272,6 @@ def _rounded(size: tuple[int, int], radius: int) -> Image.Image:
     mask = Image.new("L", (size[0] * 4, size[1] * 4))
     ImageDraw.Draw(mask).rounded_rectangle((0, 0, size[0] * 4 - 1, size[1] * 4 - 1), radius * 4, 255)
     return mask.resize(size, Image.Resampling.LANCZOS)
-
-
-def _paste(paper: Image.Image, picture: torch.Tensor, place: tuple[int, int], size: tuple[int, int]) -> None:
-    from PIL import Image
-
-    paper.paste(pixels.to_pil(picture).resize(size, Image.Resampling.LANCZOS), place, _rounded(size, 9))
 
 
 def _badge(paper: Image.Image, x: int, y: int, number: int) -> None:

@@ -81,13 +81,14 @@ def _encode_lossless(path: str, frames: Iterable[torch.Tensor | np.ndarray], rat
 
 
 def _cut_to_uint8(picture: torch.Tensor | np.ndarray) -> np.ndarray:
-    """uint8, or float 0..1 -> uint8 `[H, W, 3]`: trunc(255 x), as `nodes.py` of ComfyUI computes it for a PNG."""
+    """uint8, or float 0..1 -> uint8 `[H, W, 3]`."""
     import numpy as np
+    import torch
 
     array = np.asarray(picture)
     if array.ndim != 3 or array.shape[-1] != 3:
         raise ValueError(f"a frame must be [H, W, 3], got {array.shape}")
-    return array if array.dtype == np.uint8 else np.clip(255.0 * array, 0, 255).astype(np.uint8)
+    return array if array.dtype == np.uint8 else pixels.cut_to_uint8(torch.as_tensor(picture))
 
 
 def as_rate(fps: float | Fraction) -> Fraction:
@@ -114,7 +115,8 @@ def open_clip(path: str | Path) -> Clip:
 
 
 def frames(clip: Clip) -> Generator[np.ndarray, None, None]:
-    """The clip's frames, uint8 `[H, W, 3]`, one by one; those of a file are decoded one by one too.
+    """The clip's frames, uint8 `[H, W, 3]`, one by one; those of a file are decoded one by one too, others are cut to
+    8 bits as `write_lossless` and the host do.
 
     Raises `KSGenError`, naming the file, if it is missing or broken.
     """
@@ -123,7 +125,7 @@ def frames(clip: Clip) -> Generator[np.ndarray, None, None]:
         yield from _decoded(clip.path)
     else:
         for picture in clip.frames:
-            yield pixels.to_uint8(picture)
+            yield pixels.cut_to_uint8(picture)
 
 
 @dataclass(frozen=True)

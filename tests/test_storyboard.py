@@ -23,7 +23,7 @@ from ksgen_core.film.join import write_video
 from ksgen_core.pipeline import collect, run
 from ksgen_core.sheet import sheet
 from ksgen_core.types import Clip, KeyStep, Plan, Query
-from ksgen_core.video import open_clip
+from ksgen_core.video import open_clip, write_lossless
 
 ROOT = Path(__file__).resolve().parent.parent
 QUERY = Query(blobs(9, (32, 32)), "make tea")
@@ -254,3 +254,40 @@ def test_the_sheet_keeps_no_film_in_memory():
     plan = Plan("make tea", tuple(KeyStep("cut") for _ in range(4)))
     sheet(plan, [torch.full((20, 30, 3), 0.5)] * 4, [Clip(8.0, read)] * 4)
     assert len(films) == 4
+
+
+def peak(code: str) -> int:
+    """Bytes that a process needs at most to run `code`."""
+    code = "import resource, sys, torch\nfrom pathlib import Path\n" + code + "\n"
+    code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the peak of a process is asked of POSIX")
+def test_the_sheet_keeps_small_pictures_only(tmp_path):
+    write_lossless(tmp_path / "a.mkv", np.zeros((3, 1024, 1024, 3), np.uint8), 8.0)
+    code = (
+        "from ksgen_core.sheet import sheet\nfrom ksgen_core.types import KeyStep, Plan\n"
+        "from ksgen_core.video import open_clip\n"
+        f"clip = open_clip({str(tmp_path / 'a.mkv')!r})\n"
+        "sheet(Plan('make tea', (KeyStep('cut'),) * COUNT), [torch.zeros(1024, 1024, 3)] * COUNT, [clip] * COUNT)"
+    )
+    few, many = (peak(code.replace("COUNT", str(count))) for count in (4, 16))
+    assert many - few < 12 * 1024 * 1024 * 3 * 4, "less than one picture of full size per step"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the peak of a process is asked of POSIX")
+def test_finishing_a_folder_needs_no_more_memory_for_longer_clips(tmp_path):
+    def finish(count: int) -> int:
+        place = storyboard.start(tmp_path / str(count), Plan("make tea", (KeyStep("cut"),)))
+        place.keep_key_image(0, torch.zeros(128, 128, 3))
+        place.keep_clip(0, Clip.of(torch.zeros(1, 128, 128, 3).expand(count, -1, -1, -1), 8.0))
+        return peak(
+            "from ksgen_core import storyboard\n"
+            f"folder = Path({str(place.path)!r})\n"
+            "list(storyboard.StoryboardFolder(folder, storyboard.read_plan(folder / 'plan.json')).finish())"
+        )
+
+    few, many = finish(20), finish(500)
+    assert many - few < 480 * 128 * 128 * 3, "as 32-bit floats the film takes four times as much"

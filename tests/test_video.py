@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from ksgen_core.errors import KSGenError
 from ksgen_core.pixels import to_uint8
-from ksgen_core.video import open_clip, read_video, write_lossless
+from ksgen_core.types import Clip
+from ksgen_core.video import frames, open_clip, read_video, write_lossless
 
 
 def noise(count: int, height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -48,6 +49,15 @@ def test_floats_are_cut_as_the_host_cuts_them(tmp_path):
     assert (hosts != to_uint8(frames)).any(), "cutting and rounding differ here"
 
 
+def test_a_clip_in_memory_shows_what_its_file_would_hold(tmp_path):
+    film = torch.linspace(-0.1, 1.1, 3 * 16 * 16 * 3).reshape(3, 16, 16, 3)
+    write_lossless(tmp_path / "a.mkv", film, 8.0)
+    of_file, of_memory = open_clip(tmp_path / "a.mkv"), Clip.of(film, 8.0)
+    assert all((one == other).all() for one, other in zip(frames(of_file), frames(of_memory), strict=True))
+    grid = torch.arange(256).div(255).view(1, 16, 16, 1).expand(1, 16, 16, 3)
+    assert (next(frames(Clip.of(grid, 8.0)))[..., 0].ravel() == np.arange(256)).all(), "8-bit pictures stay exact"
+
+
 @pytest.mark.parametrize("fps", [8, 12.5, 23.976, 1 / 3, 0.5, 120, Fraction(30000, 1001), Fraction(60000, 1001)])
 def test_the_rate_comes_back_exactly(tmp_path, fps):
     write_lossless(tmp_path / "a.mkv", noise(2, 16, 16), fps)
@@ -78,7 +88,7 @@ def test_the_same_frames_give_the_same_file(tmp_path):
 
 def test_what_is_no_film_is_refused_and_nothing_is_left(tmp_path):
     sizes = [np.zeros((16, 16, 3), np.uint8), np.zeros((16, 18, 3), np.uint8)]
-    for frames, words in ((sizes, "18x16"), ([], "at least one"), (np.zeros((2, 16, 16, 4)), r"\[H, W, 3\]")):
+    for film, words in ((sizes, "18x16"), ([], "at least one"), (np.zeros((2, 16, 16, 4)), r"\[H, W, 3\]")):
         with pytest.raises(ValueError, match=words):
-            write_lossless(tmp_path / "a.mkv", frames, 8.0)
+            write_lossless(tmp_path / "a.mkv", film, 8.0)
     assert not list(tmp_path.iterdir())
