@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from . import pixels
 from .checkpoints import write_atomically
 from .errors import KSGenError
-from .film.join import Joined, join, spans, write_video
+from .film.join import Joined, join, write_video
 from .film.subtitles import write_subtitles
 from .pipeline import Event, KeyImage, Made, Planned, StepClip
 from .sheet import sheet
@@ -89,10 +89,10 @@ class StoryboardFolder:
         Raises `KSGenError` naming the steps that are not there yet.
         """
         storyboard = self.read()
-        texts, shown = [step.text for step in self.plan.steps], spans(storyboard.clips)
+        texts = [step.text for step in self.plan.steps]
         _write_picture(self.path / SHEET, sheet(storyboard.plan, storyboard.key_images, storyboard.clips))
+        shown = yield from join(self.path / FILM, storyboard.clips, texts)
         write_subtitles(self.path / FILM, shown, texts)
-        yield from join(self.path / FILM, storyboard.clips, texts)
         return storyboard
 
     def read(self) -> Storyboard:

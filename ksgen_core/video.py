@@ -63,7 +63,7 @@ def _encode_lossless(path: str, frames: Iterable[torch.Tensor | np.ndarray], rat
         file.metadata[RATE_TAG] = str(rate)
         number = -1
         for number, picture in enumerate(frames):
-            array = _cut_to_uint8(picture)
+            array = _as_uint8(picture)
             height, width = array.shape[:2]
             if number == 0:
                 stream.height, stream.width = height, width
@@ -80,7 +80,7 @@ def _encode_lossless(path: str, frames: Iterable[torch.Tensor | np.ndarray], rat
         file.mux(stream.encode(None))
 
 
-def _cut_to_uint8(picture: torch.Tensor | np.ndarray) -> np.ndarray:
+def _as_uint8(picture: torch.Tensor | np.ndarray) -> np.ndarray:
     """uint8, or float 0..1 -> uint8 `[H, W, 3]`."""
     import numpy as np
     import torch

@@ -14,7 +14,7 @@ from small_stages import blobs
 
 from ksgen_core import storyboard
 from ksgen_core.cli import main
-from ksgen_core.film.join import FilmSettings
+from ksgen_core.film.join import FilmSettings, spans
 from ksgen_core.types import KeyStep, Plan, Storyboard
 from ksgen_core.video import read_video
 
@@ -78,7 +78,7 @@ def test_a_new_film_has_what_is_asked_for(board, capsys):
     assert new(before, board) == {"film.mp4", "film.srt", "film.vtt"}
     assert capsys.readouterr().out.splitlines() == [str(board / f"film.{ending}") for ending in ("mp4", "srt", "vtt")]
     clips = storyboard.load(board).clips
-    cuts = storyboard.spans(clips, FilmSettings(0.125, overlap=1))
+    cuts = spans(clips, FilmSettings(0.125, overlap=1))
     with av.open(str(board / "film.mp4")) as film:
         assert film.streams.video[0].frames == 5 + 4 + 4 - 2
         for chapter, (start, end) in zip(film.chapters(), cuts, strict=True):

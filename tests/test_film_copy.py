@@ -124,6 +124,8 @@ def test_a_cross_fade_an_overlap_or_titles_are_not_lost(tmp_path):
     assert len(film) == 29 and (film - wanted).abs().mean() < 0.03
     write_video(tmp_path / "film.mp4", clips[:1], settings=FilmSettings(overlap=3))
     assert read_video(tmp_path / "film.mp4")[0].equal(clips[0].frames), "one clip repeats nothing and is copied"
+    write_video(tmp_path / "film.mp4", clips[:1], settings=FilmSettings(cross_fade=0.5))
+    assert read_video(tmp_path / "film.mp4")[0].equal(clips[0].frames), "nor does it fade"
     write_video(tmp_path / "film.mp4", clips, settings=FilmSettings(cross_fade=0.5))
     assert len(read_video(tmp_path / "film.mp4")[0]) == 28
     write_video(tmp_path / "film.mp4", clips, ["a", "b"], FilmSettings(titles=True))

@@ -24,14 +24,9 @@ def can_copy(parts: Sequence[Part]) -> bool:
     """Whether the packets of all clips, one after the other, are a film that every player shows frame by frame.
 
     For that they come from one encoder with the same settings and lie upright, every clip can be decoded alone, and its
-    pictures have whole and even times and are all in the film: most pictures lean on the first ones. PyAV before 15
-    writes such films without what a decoder needs.
+    pictures have whole and even times and are all in the film: most pictures lean on the first ones.
     """
-    import av
-
     kinds = set()
-    if int(av.__version__.split(".")[0]) < 15:
-        return False
     for part in parts:
         kind = _kind(part)
         if kind is None or len(kinds | {kind}) > 1:

@@ -15,9 +15,10 @@ The rules:
 - In a cross-fade pictures and sound are mixed evenly from the one to the other, a picture by the middle of its time.
 - A chapter and its subtitle reach from the middle of one cross-fade to the middle of the next.
 - Pictures of H.264 files of one kind are not encoded again if nothing is to be done to them: `copies`.
-- A clip without sound is silent; the film has a sound track, 48 kHz stereo in AAC, if any of the clips has one.
+- A clip without sound is silent, and sound that is longer than its pictures is cut; the film has a sound track, 48 kHz
+  stereo in AAC, if any of the clips has one.
 
-Frames are read, mixed and encoded one by one: of clips in files never more than two frames are held.
+Frames are read, mixed and encoded one by one: of clips in files no more are held than decoder and encoder look ahead.
 Legend: H, W height and width in pixels.
 """
 
@@ -64,7 +65,7 @@ LONGEST_NAME = 255
 @dataclass(frozen=True)
 class FilmSettings:
     """How clips are joined: seconds of cross-fade, whether a step's text is drawn over the first two seconds of its
-    clip, whether the film gets a track of subtitles, which players show on demand, how many frames every clip after
+    clip, whether the film gets a track of subtitles, which players can switch off, how many frames every clip after
     the first begins with that the film does not show, and how many pixels its longer side has at most."""
 
     cross_fade: float = 0.0
@@ -92,8 +93,10 @@ class Joined:
 
 def join(
     path: str | Path, clips: Sequence[Clip], texts: Sequence[str] | None = None, settings: FilmSettings | None = None
-) -> Generator[Joined, None, None]:
+) -> Generator[Joined, None, list[subtitles.Span]]:
     """Write the clips, one after the other, as one film in MP4; `path` is written whole or not at all.
+
+    Returns the `spans` of the clips.
 
     `texts`, one per clip, name the chapters and make the subtitles and the titles; without them chapters are numbered
     and nothing is written over or under the picture. What cannot be done is refused before anything is written.
@@ -108,6 +111,7 @@ def join(
     parts = lay_out(clips, settings)
     with atomically(path) as temporary:
         yield from _encode(temporary, parts, texts, settings)
+    return _spans(parts)
 
 
 def write_video(
@@ -118,7 +122,7 @@ def write_video(
         pass
 
 
-def spans(clips: Sequence[Clip], settings: FilmSettings | None = None) -> list[tuple[Fraction, Fraction]]:
+def spans(clips: Sequence[Clip], settings: FilmSettings | None = None) -> list[subtitles.Span]:
     """Start and end in seconds of each clip's chapter in the film of `join`; each begins where the one before ends.
 
     Raises `KSGenError` as `join` does.
@@ -177,7 +181,8 @@ def _encode(
     options = {"movflags": "faststart", "movie_timescale": str(ticks)}
     with ExitStack() as opened:
         file = opened.enter_context(av.open(path, "w", options=options))
-        if not settings.cross_fade and not settings.titles and size == own and can_copy(parts):
+        fades = settings.cross_fade > 0 and len(parts) > 1
+        if not fades and not settings.titles and size == own and can_copy(parts):
             packets = copied_packets(copied_stream(file, parts[0]), parts)
         else:
             shown = pictures(parts, rate, total, size, texts if settings.titles else None, aspect)
@@ -262,7 +267,7 @@ def _subtitle_packets(
 ) -> Iterator[tuple[Fraction, Packet]]:
     stream = subtitles.add_track(file, tick)
     if stream is None:
-        log.warning("The film has no subtitle track: PyAV here is older than 17. The texts are in the SRT file.")
+        log.warning("The film has no subtitle track: PyAV here is older than 17. Update it to have one.")
         return iter(())
     return subtitles.packets(stream, cuts, texts)
 
@@ -275,9 +280,6 @@ def _set_chapters(
     FFmpeg writes them twice, as a track and as Nero's list. The list counts in one byte, so of a film with more than
     255 steps it holds the first 255; the track, which players and FFmpeg read too, holds all.
     """
-    if not hasattr(file, "set_chapters"):
-        log.warning("The film has no chapters: PyAV here is older than 16. Update it to have them.")
-        return
     names = [f"{number}. {' '.join(text.split())}" for number, text in enumerate(texts or [], 1)]
     names = names or [f"Step {number}" for number in range(1, len(cuts) + 1)]
     file.set_chapters(

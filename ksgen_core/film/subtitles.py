@@ -73,9 +73,10 @@ def to_vtt(spans: Sequence[Span], texts: Sequence[str]) -> str:
 
 
 def add_track(file: OutputContainer, tick: Fraction) -> SubtitleStream | None:
-    """A subtitle track in English of an MP4 file, or None if this PyAV is older than 17 and cannot write one.
+    """A subtitle track of an MP4 file, or None if this PyAV is older than 17 and cannot write one.
 
-    Times in it are multiples of `tick` seconds.
+    Times in it are multiples of `tick` seconds. Its language is left open: texts are in the user's. Players show the
+    track until it is switched off, since FFmpeg enables the first track of every kind.
     """
     from av.subtitles.codeccontext import SubtitleCodecContext
 
@@ -84,7 +85,6 @@ def add_track(file: OutputContainer, tick: Fraction) -> SubtitleStream | None:
     stream = file.add_stream("mov_text")
     stream.codec_context.subtitle_header = STYLE
     stream.time_base = tick
-    stream.metadata["language"] = "eng"
     return stream
 
 
