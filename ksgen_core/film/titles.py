@@ -55,8 +55,8 @@ def _band(number: int, text: str, height: int, width: int) -> Image.Image:
     size = max(SMALLEST, round(min(height, width) / 16))
     while True:
         font, line, pad = font_of(text, size), round(size * 1.3), max(1, size // 2)
-        label = f"{number} "
-        indent = pad + int(font.getlength(label))
+        label, of_label = f"{number} ", font_of(str(number), size)  # a font of Arabic may have no digits
+        indent = pad + int(of_label.getlength(label))
         lines = lines_of(" ".join(text.split()), font, max(1, width - indent - pad))
         most = max(1, (height // 2 - 2 * pad) // line)
         if len(lines) <= most or size == SMALLEST:
@@ -66,7 +66,7 @@ def _band(number: int, text: str, height: int, width: int) -> Image.Image:
         lines = [*lines[: most - 1], lines[most - 1][:-1].rstrip() + "…"]
     band = Image.new("RGBA", (width, min(height // 2, len(lines) * line + 2 * pad)), BAND)
     draw = ImageDraw.Draw(band)
-    draw.text((pad, pad), label, ACCENT, font)
+    draw.text((pad, pad), label, ACCENT, of_label)
     for k, shown in enumerate(lines):
         draw.text((indent, pad + k * line), shown, INK, font)
     return band
