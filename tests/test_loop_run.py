@@ -286,6 +286,16 @@ def test_locks_of_loops_with_different_names_are_apart(cache):
     assert ran(cache, edited(locked, 2, seed=9), name="b") == [2]
 
 
+def test_a_lock_goes_by_the_goal_the_initial_picture_and_the_text(cache):
+    locked = edited(PLAN, 2, lock=True)
+    ran(cache, locked)
+    rolled = edited(locked, 2, seed=9)
+    assert ran(cache, rolled) == []
+    assert ran(cache, replace(rolled, goal="cook carrots")) == [2]
+    assert ran(cache, edited(rolled, 2, text="scrape")) == [2]
+    assert ran(cache, rolled, image=0.75) == ALL
+
+
 def test_equal_texts_have_locks_of_their_own(cache):
     plan = edited(edited(planned("stir", "stir", "stir"), 1, seed=1), 3, seed=3)
     _, before = run_loop(graph_of(), loop_of(plan), cache)
