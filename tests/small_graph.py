@@ -188,6 +188,7 @@ TEXTS = ["wash", "peel", "cut", "boil", "season", "serve"]
 PLAN = Plan("cook potatoes", tuple(map(KeyStep, TEXTS)))
 SHORT = LoopSettings(seconds=0.5, fps=8.0, seed=3)
 """Clips of 4 frames."""
+ALL = [1, 2, 3, 4, 5, 6]
 
 
 def graph_of(carry: bool = False, **changes: Any) -> SmallGraph:
@@ -280,3 +281,10 @@ def run_loop(graph: SmallGraph, loop: Loop, cache: ResultCache, stop_after: int 
         ran.append(run.number + 1)
     found = [cache.find(run.key) if run.key else None for run in runs]
     return ran, [run.given if one is None else results.frames_of(one) for run, one in zip(runs, found, strict=True)]
+
+
+def ran(
+    cache: ResultCache, plan: Plan = PLAN, carry: bool = False, graph: SmallGraph | None = None, **more
+) -> list[int]:
+    """The steps (from 1) that ran."""
+    return run_loop(graph or graph_of(carry), loop_of(plan, **more), cache)[0]
