@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..ksgen_core.clips.settings import RenderSettings
     from ..ksgen_core.clips.wan_diffusers import ClipModel
     from ..ksgen_core.film.join import FilmSettings
+    from ..ksgen_core.film.subtitles import Span
     from ..ksgen_core.pipeline import StepClip, Update
     from ..ksgen_core.types import Clip, Plan
 
@@ -222,7 +223,7 @@ def film_inputs() -> list[io.Input]:
             "subtitles",
             default=True,
             optional=True,
-            tooltip="With a plan, add its texts as subtitles that players show on demand.",
+            tooltip="With a plan, add its texts as subtitles that players can switch off.",
         ),
         io.Int.Input(
             "overlap",
@@ -237,8 +238,8 @@ def film_inputs() -> list[io.Input]:
     ]
 
 
-def join_clips(path: Path, clips: tuple[Clip, ...], plan: Plan | None, settings: FilmSettings) -> None:
-    """Write the film, while the host shows progress and may cancel."""
+def join_clips(path: Path, clips: tuple[Clip, ...], plan: Plan | None, settings: FilmSettings) -> list[Span]:
+    """Write the film, while the host shows progress and may cancel; when each clip begins and ends in it."""
     from ..ksgen_core.errors import KSGenError
     from ..ksgen_core.film.join import join
 
@@ -247,4 +248,4 @@ def join_clips(path: Path, clips: tuple[Clip, ...], plan: Plan | None, settings:
     elif settings.titles:
         raise KSGenError("Titles show the texts of a plan, and none is connected. Connect it, or turn titles off.")
     texts = None if plan is None else [step.text for step in plan.steps]
-    host.finish(join(path, clips, texts, settings))
+    return host.finish(join(path, clips, texts, settings))

@@ -52,13 +52,12 @@ class KSGenSaveFilm(io.ComfyNode):
         overlap: int = 0,
         filename_prefix: str,
     ) -> io.NodeOutput:
-        from ..ksgen_core.film.join import FilmSettings, spans
+        from ..ksgen_core.film.join import FilmSettings
         from ..ksgen_core.film.subtitles import write_subtitles
 
         path = host.output_file(filename_prefix, ".mp4", ".srt", ".vtt")
-        settings = FilmSettings(cross_fade, titles, subtitles, overlap)
-        join_clips(path, clips, plan, settings)
+        spans = join_clips(path, clips, plan, FilmSettings(cross_fade, titles, subtitles, overlap))
         if plan is not None and subtitles:
-            write_subtitles(path, spans(clips, settings), [step.text for step in plan.steps])
+            write_subtitles(path, spans, [step.text for step in plan.steps])
         shown = ui.PreviewVideo([host.saved_file(path)])
         return io.NodeOutput(InputImpl.VideoFromFile(str(path)), str(path), ui=shown)

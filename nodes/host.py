@@ -245,14 +245,19 @@ def show_progress(number: int, total: int) -> None:
     progress()(number, total)
 
 
-def finish(events: Generator[Joined, None, None]) -> None:
-    """Let a film be written to its end; progress is shown, and the host may cancel, after every frame.
+def finish(events: Generator[Joined, None, Done]) -> Done:
+    """Let a film be written to its end and give what that returns; progress is shown, and the host may cancel, after
+    every frame.
 
     Closing `events` when the host's interrupt goes through takes away what was written of the film.
     """
     show = progress()
     with closing(events):
-        for event in events:
+        while True:
+            try:
+                event = next(events)
+            except StopIteration as done:
+                return done.value
             show(event.number, event.total)
 
 

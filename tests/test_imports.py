@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "cache_entry": {"errors"},
     "cache": NOUNS | {"cache_entry"},
     "pipeline": NOUNS,
-    "sheet": NOUNS,
+    "sheet": NOUNS | {"video"},
     "video": NOUNS,
     "film": NOUNS | {"sheet", "video"},
     "export": NOUNS | {"film", "video"},
