@@ -62,7 +62,7 @@ def write_webp(
                 encoder = _open_encoder(*size, quality)
             start, time = round(time), time + duration
             if start - last >= SHORTEST:
-                data += _encode(encoder, fitted(array, size[::-1]), start)
+                data += _encode(encoder, fitted(array, (size[1], size[0])), start)
                 last = start
             show(number - 1, len(clips))
         show(number, len(clips))
