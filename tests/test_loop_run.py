@@ -25,7 +25,7 @@ from small_graph import (
 )
 
 from ksgen_core.cache import ResultCache
-from ksgen_core.loop.settings import COUNTED_SEED, KEY_IMAGES
+from ksgen_core.loop.settings import CLIPS, COUNTED_SEED, KEY_IMAGES
 
 
 @pytest.fixture(autouse=True)
@@ -178,6 +178,13 @@ def test_the_first_key_image_is_the_initial_picture_and_does_not_run(cache, carr
     assert numbers == [2, 3, 4, 5, 6] and made[0].equal(picture(0.5)) and all(len(one) == 1 for one in made)
     assert ran(cache, edited(PLAN, 1, text="rinse"), graph=graph, makes=KEY_IMAGES) == []
     assert ran(cache, edited(PLAN, 4, text="steam"), graph=graph, makes=KEY_IMAGES) == again
+
+
+def test_another_rate_makes_clips_anew_but_no_key_images(cache):
+    graph = graph_of(carry=False)
+    for makes, again in ((CLIPS, True), (KEY_IMAGES, False)):
+        assert ran(cache, graph=graph, makes=makes)
+        assert bool(ran(cache, graph=graph, makes=makes, fps=9.0)) is again
 
 
 def test_key_images_and_clips_of_the_same_body_are_not_mixed_up(cache):

@@ -12,7 +12,7 @@ from ..errors import KSGenError
 from ..types import Clip, KeyStep, Plan, with_seeds
 from . import keys
 from .graph import LOOP, PICTURES, STEP, Absent, Body, Copy, Graph, check_frames, copy_body, frame_rule, used_outputs
-from .settings import COUNTED_SEED, KEY_IMAGES, FrameRule, LoopSettings, chosen_steps
+from .settings import CLIPS, COUNTED_SEED, KEY_IMAGES, FrameRule, LoopSettings, chosen_steps
 
 if TYPE_CHECKING:
     import torch
@@ -170,7 +170,9 @@ def look_up(
                 raise
             runs.append(StepRun(k, "", address, Copy({}, ("", 0)), None, wanted=False))
             continue
-        key = keys.digest([keys.FORMAT, loop.settings.makes, loop.settings.fps, signatures.of(copy)])
+        # Frames get their rate from the settings, a picture has none.
+        fps = loop.settings.fps if loop.settings.makes == CLIPS else None
+        key = keys.digest([keys.FORMAT, loop.settings.makes, fps, signatures.of(copy)])
         result = cache.find(key)
         run = StepRun(k, key, address, copy, result, carried, wanted=k in chosen)
         if result is not None:
