@@ -181,7 +181,7 @@ def test_the_first_key_image_is_the_initial_picture_and_does_not_run(cache, carr
 
 
 def test_another_rate_makes_clips_anew_but_no_key_images(cache):
-    graph = graph_of(carry=False)
+    graph = loop_graph({"paint": graph_of().nodes["paint"]}, ["paint", 0])
     for makes, again in ((CLIPS, True), (KEY_IMAGES, False)):
         assert ran(cache, graph=graph, makes=makes)
         assert bool(ran(cache, graph=graph, makes=makes, fps=9.0)) is again
