@@ -105,7 +105,8 @@ def exchange(cache: ResultCache, name: str, times: str) -> None:
     for number in range(int(times)):
         if not turns[number % 2].exists():  # a reader that took it for damaged found its place taken
             shutil.copytree(spare[number % 2], turns[number % 2])
-        with suppress(FileNotFoundError):
+        # A reader that took it for damaged may have it in hand, or have put it back.
+        with suppress(OSError):
             os.rename(kept, turns[1 - number % 2])
         with suppress(OSError):
             os.rename(turns[number % 2], kept)

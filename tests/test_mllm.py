@@ -285,7 +285,7 @@ def test_a_template_that_leaves_the_picture_out_is_refused():
     [
         {"fewest": 0},
         {"fewest": 5, "most": 4},
-        {"most": 100},
+        {"most": 1000},
         {"max_tokens": 0},
         {"max_tokens": 10**6},
         {"temperature": -0.1},
