@@ -119,7 +119,7 @@ class Consensus:
         return [
             Voter(
                 alike[0].plan,
-                tuple(example.source for example in alike),
+                tuple(dict.fromkeys(example.source for example in alike)),
                 sum(example.count * _share(example.score, best) for example in alike),
                 sum(example.count for example in alike),
             )
