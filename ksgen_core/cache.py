@@ -304,10 +304,16 @@ class ResultCache:
                 delete(path)
 
 
+def named_root() -> Path | None:
+    """The folder in the environment's KSGEN_CACHE, if it names one."""
+    place = os.environ.get("KSGEN_CACHE")
+    return Path(place).expanduser() if place else None
+
+
 def default_root() -> Path | None:
     """KSGEN_CACHE, or a folder of the user's in the ComfyUI that this pack lies in, or None."""
-    if place := os.environ.get("KSGEN_CACHE"):
-        return Path(place).expanduser()
+    if named := named_root():
+        return named
     # Not resolved: the pack may be linked into custom_nodes.
     packs = Path(os.path.abspath(__file__)).parent.parent.parent
     return packs.parent / "user" / "ksgen" / "results" if packs.name == "custom_nodes" else None

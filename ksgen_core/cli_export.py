@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from . import storyboard
 from .errors import KSGenError
 from .export.animation import LONGEST_SIDE, write_webp
 from .export.page import write_page
-from .film.join import FilmSettings, join, spans
+from .film.join import FilmSettings, finish, join
 from .film.subtitles import write_subtitles
 
 PAGE, WEBP, FILM = "storyboard.html", "skill.webp", "film.mp4"
@@ -77,11 +77,10 @@ def _film(arguments: argparse.Namespace) -> int:
     path, *beside = _free(arguments, (".srt", ".vtt") if subtitles else ())
     board = storyboard.load(arguments.folder)
     texts = [step.text for step in board.plan.steps]
-    with _progress("frame") as show, closing(join(path, board.clips, texts, settings)) as joined:
-        for done in joined:
-            show(done.number, done.total)
+    with _progress("frame") as show:
+        spans = finish(join(path, board.clips, texts, settings), show)
     if subtitles:
-        write_subtitles(path, spans(board.clips, settings), texts)
+        write_subtitles(path, spans, texts)
     print(path, *beside, sep="\n")
     return 0
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, repeat
@@ -126,6 +126,12 @@ def frames(clip: Clip) -> Generator[np.ndarray, None, None]:
     else:
         for picture in clip.frames:
             yield pixels.cut_to_uint8(picture)
+
+
+def first_frame(clip: Clip) -> np.ndarray:
+    """How the clip begins, uint8 `[H, W, 3]`; of a file no more than that is decoded."""
+    with closing(frames(clip)) as film:
+        return next(film)
 
 
 @dataclass(frozen=True)

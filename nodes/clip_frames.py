@@ -61,9 +61,9 @@ class KSGenClipFrames(io.ComfyNode):
 def _frames(clip: Clip, which: str) -> torch.Tensor:
     """All frames `[F, H, W, 3]` of a clip, or one `[1, H, W, 3]`; of the others none is held."""
     from ..ksgen_core.pixels import from_uint8
-    from ..ksgen_core.video import frames
+    from ..ksgen_core.video import first_frame, frames
 
     if which == ALL:
         return clip.frames
-    one = next(frames(clip)) if which == FIRST else deque(frames(clip), maxlen=1)[0]
+    one = first_frame(clip) if which == FIRST else deque(frames(clip), maxlen=1)[0]
     return from_uint8(one)[None]

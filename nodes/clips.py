@@ -66,14 +66,7 @@ class KSGenRenderClips(io.ComfyNode):
                 io.Float.Input(
                     "fps", default=8.0, min=1.0, max=120.0, step=0.5, tooltip="Frames a second of the clips."
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**64 - 1,
-                    control_after_generate=True,
-                    tooltip="Step k gets this seed + k, unless the plan already fixes a seed for it.",
-                ),
+                sockets.seed_input("Step k gets this seed + k, unless the plan already fixes a seed for it."),
             ],
             outputs=[
                 sockets.Clips.Output("clips", display_name="clips", tooltip="One clip per step, in order."),

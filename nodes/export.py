@@ -28,12 +28,7 @@ class KSGenExportPage(io.ComfyNode):
             inputs=[
                 sockets.Plan.Input("plan", tooltip="The plan: its goal, its steps and their states are on the page."),
                 *shown_inputs("One clip per step, to play on the page."),
-                io.String.Input(
-                    "filename_prefix",
-                    display_name="file name",
-                    default="ksgen/page",
-                    tooltip="Name of the file in the output folder; a number is added, so nothing is overwritten.",
-                ),
+                sockets.file_name_input("ksgen/page"),
             ],
             outputs=[io.String.Output("path", display_name="path", tooltip="The path of the HTML file.")],
         )
@@ -77,12 +72,7 @@ class KSGenSaveWebP(io.ComfyNode):
                 io.Int.Input(
                     "quality", default=80, min=0, max=100, tooltip="0 makes the smallest file, 100 the best picture."
                 ),
-                io.String.Input(
-                    "filename_prefix",
-                    display_name="file name",
-                    default="ksgen/skill",
-                    tooltip="Name of the file in the output folder; a number is added, so nothing is overwritten.",
-                ),
+                sockets.file_name_input("ksgen/skill"),
             ],
             outputs=[io.String.Output("path", display_name="path", tooltip="The path of the WebP file.")],
         )

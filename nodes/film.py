@@ -27,12 +27,7 @@ class KSGenSaveFilm(io.ComfyNode):
             inputs=[
                 sockets.Clips.Input("clips", tooltip="From 'Render Clips', 'Collect Clips' or 'Step Loop End'."),
                 *film_inputs(),
-                io.String.Input(
-                    "filename_prefix",
-                    display_name="file name",
-                    default="ksgen/film",
-                    tooltip="Name of the file in the output folder; a number is added, so nothing is overwritten.",
-                ),
+                sockets.file_name_input("ksgen/film"),
             ],
             outputs=[
                 io.Video.Output("video", display_name="video", tooltip="The film that was saved."),

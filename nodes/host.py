@@ -248,17 +248,10 @@ def show_progress(number: int, total: int) -> None:
 def finish(events: Generator[Joined, None, Done]) -> Done:
     """Let a film be written to its end and give what that returns; progress is shown, and the host may cancel, after
     every frame.
-
-    Closing `events` when the host's interrupt goes through takes away what was written of the film.
     """
-    show = progress()
-    with closing(events):
-        while True:
-            try:
-                event = next(events)
-            except StopIteration as done:
-                return done.value
-            show(event.number, event.total)
+    from ..ksgen_core.film import join
+
+    return join.finish(events, progress())
 
 
 def _preview(event: Update) -> tuple[str, Any, int] | None:

@@ -54,14 +54,7 @@ class KSGenDrawKeySteps(io.ComfyNode):
                     step=0.1,
                     tooltip="How strongly text and foreseen picture steer. 1 turns guidance off and halves the time.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**64 - 1,
-                    control_after_generate=True,
-                    tooltip="Step k is drawn with this seed + k, unless the plan already fixes a seed for it.",
-                ),
+                sockets.seed_input("Step k is drawn with this seed + k, unless the plan already fixes a seed for it."),
             ],
             outputs=[
                 io.Image.Output("key_images", display_name="key images", tooltip="One picture per step, in order."),

@@ -64,13 +64,9 @@ class KSGenStepLoopStart(io.ComfyNode):
                     tooltip="Only needed if a graph has several loops that make the same of the same plan: tells the "
                     "results of their locked steps apart.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**64 - 1,
-                    control_after_generate=io.ControlAfterGenerate.fixed,
-                    tooltip="For every step whose plan fixes none. Leave it fixed: another seed makes every step anew.",
+                sockets.seed_input(
+                    "For every step whose plan fixes none. Leave it fixed: another seed makes every step anew.",
+                    fixed=True,
                 ),
                 io.Combo.Input(
                     "seeds",

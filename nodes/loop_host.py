@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import math
 import os
 from collections.abc import Iterable
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
 
     from ..ksgen_core.cache import ResultCache
 
-log = logging.getLogger("ksgen")
-
 HASHED_BYTES = 64 * 2**20
 """Up to this size an input file counts by its content, beyond by its size and time."""
 
@@ -37,6 +34,18 @@ class HostGraph:
 
     def __init__(self, dynprompt: DynamicPrompt) -> None:
         self._dynprompt = dynprompt
+        # By the node itself, which stays as it is while a loop is looked at: a copy for each of many steps asks anew.
+        self._declared: dict[int, tuple[Node, dict[str, dict[str, Any]]]] = {}
+
+    def declared(self, node: Node) -> dict[str, dict[str, Any]]:
+        """The inputs that a node has, required and optional, with those that its values bring forth."""
+        if id(node) not in self._declared:
+            self._declared[id(node)] = node, _declared(node)
+        return self._declared[id(node)][1]
+
+    def _inputs(self, node: Node) -> dict[str, Any]:
+        declared = self.declared(node)
+        return {**declared.get("required", {}), **declared.get("optional", {})}
 
     def ids(self) -> Iterable[str]:
         return sorted(self._dynprompt.all_node_ids())
@@ -48,21 +57,16 @@ class HostGraph:
         return is_output(class_type)
 
     def takes(self, node: Node, name: str) -> bool:
-        declared = _declared(node)
-        every = getattr(node_class(node), "ACCEPT_ALL_INPUTS", False)
-        return every or name in declared.get("required", {}) or name in declared.get("optional", {})
+        return name in self._inputs(node) or bool(getattr(node_class(node), "ACCEPT_ALL_INPUTS", False))
 
     def required(self, node: Node) -> set[str]:
-        return set(_declared(node).get("required", {}))
+        return set(self.declared(node).get("required", {}))
 
     def lazy(self, node: Node) -> set[str]:
-        declared = _declared(node)
-        both = {**declared.get("required", {}), **declared.get("optional", {})}
-        return {name for name, (_, *options) in both.items() if options and options[0].get("lazy")}
+        return {name for name, (_, *options) in self._inputs(node).items() if options and options[0].get("lazy")}
 
     def steps_of(self, node: Node, name: str) -> tuple[int, int, int] | None:
-        declared = _declared(node)
-        kind, *options = {**declared.get("required", {}), **declared.get("optional", {})}.get(name, ("",))
+        kind, *options = self._inputs(node).get(name, ("",))
         if kind != "INT" or not options or not {"min", "max", "step"} <= options[0].keys():
             return None
         return options[0]["min"], options[0]["max"], options[0]["step"]
@@ -123,7 +127,7 @@ def node_class(node: Node) -> Any:
 
 
 def _declared(node: Node) -> dict[str, Any]:
-    """The inputs that a node has, required and optional, with those that its values bring forth."""
+    """What the host finds a node to declare."""
     from comfy_api.internal import _ComfyNodeInternal
 
     cls = node_class(node)
@@ -191,11 +195,10 @@ def refuse_unfit(graph: HostGraph, body: Body) -> None:
 
 def result_cache() -> ResultCache:
     """The folder of results: KSGEN_CACHE, else `ksgen/results` in the host's user folder."""
-    from ..ksgen_core.cache import ResultCache, default_limit
+    from ..ksgen_core.cache import ResultCache, default_limit, named_root
 
-    named = os.environ.get("KSGEN_CACHE")
     own = Path(folder_paths.get_user_directory()) / "ksgen" / "results"
-    return ResultCache(Path(named).expanduser() if named else own, default_limit())
+    return ResultCache(named_root() or own, default_limit())
 
 
 def forget(dynprompt: DynamicPrompt, node_ids: Iterable[str]) -> None:

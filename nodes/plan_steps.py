@@ -32,14 +32,7 @@ class KSGenStepLists(io.ComfyNode):
                     optional=True,
                     tooltip="The key images of this plan, one per step. May be left out.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**64 - 1,
-                    control_after_generate=True,
-                    tooltip="Step k gets this seed + k, unless the plan already fixes a seed for it.",
-                ),
+                sockets.seed_input("Step k gets this seed + k, unless the plan already fixes a seed for it."),
             ],
             outputs=[
                 io.String.Output(

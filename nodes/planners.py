@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
-from . import host, language_models, libraries
+from . import host, language_models, libraries, sockets
 
 if TYPE_CHECKING:
     from ..ksgen_core.pipeline import Planned, Planner, Writing
@@ -122,14 +122,7 @@ def _writing() -> list[io.Input]:
             step=0.05,
             tooltip="0 takes the likeliest word each time; higher values vary more, by the seed.",
         ),
-        io.Int.Input(
-            "seed",
-            default=0,
-            min=0,
-            max=2**64 - 1,
-            control_after_generate=io.ControlAfterGenerate.fixed,
-            tooltip="Another seed, another plan, if the temperature is above 0.",
-        ),
+        sockets.seed_input("Another seed, another plan, if the temperature is above 0.", fixed=True),
     ]
 
 

@@ -38,6 +38,28 @@ def goal_input() -> io.String.Input:
     )
 
 
+def seed_input(tooltip: str, *, fixed: bool = False) -> io.Input:
+    """A seed of 64 bits. `fixed`: the front end leaves it as it is after a run, unless the user says otherwise."""
+    return io.Int.Input(
+        "seed",
+        default=0,
+        min=0,
+        max=2**64 - 1,
+        control_after_generate=io.ControlAfterGenerate.fixed if fixed else True,
+        tooltip=tooltip,
+    )
+
+
+def file_name_input(default: str) -> io.Input:
+    """The name of a file that a node writes into the output folder."""
+    return io.String.Input(
+        "filename_prefix",
+        display_name="file name",
+        default=default,
+        tooltip="Name of the file in the output folder; a number is added, so nothing is overwritten.",
+    )
+
+
 def results_input(name: str, **options: Any) -> io.Input:
     """Whatever a step of a loop may result in: pictures, a video, or the files of Video Helper Suite's combine node."""
     return io.MultiType.Input(name, [io.Image, io.Video, io.Custom("VHS_FILENAMES")], **options)

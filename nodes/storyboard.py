@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
 from typing import TYPE_CHECKING
 
 from comfy_api.latest import io, ui
@@ -130,7 +129,6 @@ def pictures_of(plan: Plan, key_images: torch.Tensor | None, clips: tuple[Clip, 
 
 def _first_frame(clip: Clip) -> torch.Tensor:
     from ..ksgen_core.pixels import from_uint8
-    from ..ksgen_core.video import frames
+    from ..ksgen_core.video import first_frame
 
-    with closing(frames(clip)) as film:
-        return from_uint8(next(film))
+    return from_uint8(first_frame(clip))

@@ -22,7 +22,7 @@ from .. import pixels
 from ..checkpoints import write_atomically
 from ..film.join import FilmSettings, join
 from ..types import Clip, KeyStep, Plan
-from ..video import frames, measure, open_clip
+from ..video import first_frame, measure, open_clip
 from .page_look import SCRIPT, STYLE
 
 if TYPE_CHECKING:
@@ -196,6 +196,4 @@ def _film(clip: Clip, folder: Path, show: Callable[[], object]) -> tuple[Path, I
         for _ in joined:
             show()
     film = open_clip(path)
-    with closing(frames(film)) as shown:
-        picture = Image.fromarray(next(shown))
-    return path, picture, measure(film)[0] / film.fps
+    return path, Image.fromarray(first_frame(film)), measure(film)[0] / film.fps

@@ -26,13 +26,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ..checkpoints import atomically
 from ..errors import KSGenError
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 log = logging.getLogger("ksgen")
+Done = TypeVar("Done")
 
 ENCODER = {"crf": "14", "preset": "medium", "x264-params": "mbtree=0"}
 """x264's options: no loss that the eye sees. Its macroblock tree reads memory that was never written when pictures are
@@ -112,6 +113,20 @@ def join(
     with atomically(path) as temporary:
         yield from _encode(temporary, parts, texts, settings)
     return _spans(parts)
+
+
+def finish(events: Generator[Joined, None, Done], show: Callable[[int, int], object]) -> Done:
+    """Let a film be written to its end and give what that returns; `show` is told of every frame.
+
+    What `show` raises ends the writing and takes away what was written.
+    """
+    with closing(events):
+        while True:
+            try:
+                event = next(events)
+            except StopIteration as done:
+                return done.value
+            show(event.number, event.total)
 
 
 def write_video(
