@@ -1,0 +1,147 @@
+"""Any diffusers pipeline as an iterator: its own `__call__` runs, and every sampler update comes out of it.
+
+A pipeline tells of its updates by a callback, or not at all; our loops yield (HOUSE.md, example 9). So the pipeline runs
+in a thread of its own that works only while the caller waits for the next update: never do two threads run at once.
+What is watched is the scheduler, which every pipeline takes as a component and asks once per update.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class State:
+    """Update `number` of `total` is done. `latents` are those after it, `foreseen` the clean ones foreseen now or None,
+    both as this pipeline hands them to its scheduler (packed, or without the frames that are given)."""
+
+    number: int
+    total: int
+    latents: Tensor
+    foreseen: Tensor | None
+
+
+class _Stopped(BaseException):
+    """Ends a pipeline from within; no `except Exception` of a library may catch it."""
+
+
+def run_pipeline(pipe: Any, **call: Any) -> Generator[State, None, Any]:
+    """Run `pipe(**call)` and yield a `State` after every update; the return value is what the pipeline returns.
+
+    Closing the generator stops the pipeline within one update. `pipe` stays as it was: what runs is a shallow copy with
+    a fresh scheduler, since a scheduler counts its updates. Errors of the pipeline come out where it is iterated.
+    """
+    running = copy.copy(pipe)
+    states: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+    go_on = threading.Semaphore(0)
+    stopped = threading.Event()
+
+    def wait() -> None:
+        go_on.acquire()
+        if stopped.is_set():
+            raise _Stopped
+
+    def watch(state: State) -> None:
+        states.put(("state", state))
+        wait()
+
+    running.scheduler = watched(pipe.scheduler, watch)
+    running.set_progress_bar_config(disable=True)
+    surroundings = _surroundings()
+
+    def work() -> None:
+        try:
+            wait()
+            with surroundings():
+                result = running(**call)
+            states.put(("result", result))
+        except _Stopped:
+            states.put(("stopped", None))
+        except BaseException as error:  # handed to the caller, whatever it is
+            states.put(("error", error))
+
+    worker = threading.Thread(target=work, name="ksgen-pipeline", daemon=True)
+    worker.start()
+    try:
+        while True:
+            go_on.release()
+            kind, value = states.get()
+            if kind == "result":
+                return value
+            if kind == "error":
+                # The traceback's frames would keep the pipeline's tensors: an out-of-memory error holds the memory.
+                raise value
+            yield value
+            del value
+    finally:
+        stopped.set()
+        go_on.release()
+        worker.join()
+
+
+def watched(scheduler: Any, watch: Callable[[State], object]) -> Any:
+    """A fresh scheduler of the same config that calls `watch` after each of its updates."""
+    kind = type(scheduler)
+
+    class Watched(kind):
+        @functools.wraps(kind.step)
+        def step(self, model_output, timestep, sample, *args, **kwargs):
+            result = super().step(model_output, timestep, sample, *args, **kwargs)
+            # LTX-2 copies the scheduler for its sound: the copy is not what is watched.
+            if self is fresh:
+                counted.append(None)
+                latents = result[0] if isinstance(result, tuple) else result.prev_sample
+                clean = _foreseen(self, model_output, sample, result)
+                watch(State(len(counted), len(self.timesteps), latents, clean))
+            return result
+
+    Watched.__name__ = Watched.__qualname__ = kind.__name__  # pipelines and logs look at the name
+    counted: list[None] = []
+    fresh = Watched.from_config(scheduler.config)
+    return fresh
+
+
+def _foreseen(scheduler: Any, output: Tensor, sample: Tensor, result: Any) -> Tensor | None:
+    """The clean latents that a scheduler foresees after an update, in the way that its kind keeps them."""
+    clean = getattr(result, "pred_original_sample", None)
+    if clean is not None:
+        return clean
+    if isinstance(result, tuple) and len(result) > 1 and torch.is_tensor(result[1]) and result[1].shape == sample.shape:
+        return result[1]
+    kept = getattr(scheduler, "model_outputs", None)  # UniPC and DPM++: what they extrapolate from
+    if kept and torch.is_tensor(kept[-1]) and getattr(scheduler, "predict_x0", True):
+        return kept[-1]
+    number = getattr(scheduler, "step_index", None)
+    if number is None or not hasattr(scheduler, "sigmas") or output.shape != sample.shape:
+        return None
+    # Flow matching: the output is noise minus clean, sigma is how much of the sample is noise. The index has moved on.
+    sigma = scheduler.sigmas[number - 1].to(sample.device, torch.float32)
+    return (sample.float() - sigma * output.float()).to(sample.dtype)
+
+
+def _surroundings() -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """What torch keeps for each thread, as it is in this one: no gradients, inference mode, the current device."""
+    inference, gradients = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+    device = torch.cuda.current_device() if torch.cuda.is_available() else None
+
+    @contextlib.contextmanager
+    def surroundings() -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.set_grad_enabled(gradients))
+            if inference:
+                stack.enter_context(torch.inference_mode())
+            if device is not None:
+                stack.enter_context(torch.cuda.device(device))
+            yield
+
+    return surroundings
