@@ -41,8 +41,8 @@ COSTS = {
     "fp8": "the backbone's weights are kept in 8 bits and computed with in full: small changes of the picture, half of "
     "the backbone's memory",
     "attention": "see ATTENTIONS",
-    "first_block_cache": "updates whose first block changed less than this share are taken from the one before: at 0.05 "
-    "hardly seen and 1.2 to 1.5 times as fast, at 0.2 motion and detail suffer",
+    "first_block_cache": "an update whose first block changed less than this share takes the other blocks' change from "
+    "the one before: at 0.05 hardly seen, at 0.2 motion and detail suffer",
     "gpus": "nothing in quality; the sequence is split over that many GPUs (Ulysses)",
 }
 """What each option costs in quality."""
@@ -53,8 +53,9 @@ LADDER = (
     ("layers", "the backbone's layers are copied to the device group by group"),
     ("fp8", "the backbone's weights are kept in 8 bits, which changes pictures a little"),
 )
-"""What is tried when memory runs out, one after the other, with what it means. The first three leave the numbers as they
-are, tiling but for faint seams. Pictures drawn together are halved before any of them. After the last it is an error."""
+"""What is tried when memory runs out, one after the other, with what it means. The first three leave the numbers as
+they are, tiling but for faint seams. Pictures drawn together are halved before any of them. After the last it is an
+error."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Any diffusers pipeline as an iterator: its own `__call__` runs, and every sampler update comes out of it.
 
-A pipeline tells of its updates by a callback, or not at all; our loops yield (HOUSE.md, example 9). So the pipeline runs
-in a thread of its own that works only while the caller waits for the next update: never do two threads run at once.
-What is watched is the scheduler, which every pipeline takes as a component and asks once per update.
+A pipeline tells of its updates by a callback, or not at all; our loops yield (HOUSE.md, example 9). So the pipeline
+runs in a thread of its own that works only while the caller waits for the next update: never do two threads run at
+once. What is watched is the scheduler, which every pipeline takes as a component and asks once per update.
 """
 
 from __future__ import annotations

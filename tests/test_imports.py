@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 NOUNS = {"types", "errors", "orders", "pixels", "checkpoints", "checkpoints_diffusers"}
+NOUNS |= {"memory", "sampling_diffusers", "residence_diffusers", "lora_diffusers"}
 STAGES = {"retrieval", "planning", "keysteps", "clips"}
 FOLDER = {"storyboard", "sheet", "video", "film"}
 HOST = {"folder_paths", "server", "nodes", "execution"}
@@ -22,6 +23,10 @@ MAY_IMPORT = {
     "pixels": {"errors"},
     "checkpoints": {"errors"},
     "checkpoints_diffusers": {"errors", "checkpoints"},
+    "memory": {"errors"},
+    "sampling_diffusers": set(),
+    "residence_diffusers": {"errors", "memory"},
+    "lora_diffusers": {"errors", "checkpoints", "checkpoints_diffusers"},
     "cache_entry": {"errors"},
     "cache": NOUNS | {"cache_entry"},
     "pipeline": NOUNS,
