@@ -87,6 +87,9 @@ def run_pipeline(pipe: Any, **call: Any) -> Generator[State, None, Any]:
         stopped.set()
         go_on.release()
         worker.join()
+        for component in running.components.values():
+            if hasattr(component, "_reset_stateful_cache"):
+                component._reset_stateful_cache()  # as a pipeline does at its end, which a stopped one does not reach
 
 
 def watched(scheduler: Any, watch: Callable[[State], object]) -> Any:

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "checkpoints_diffusers": {"errors", "checkpoints"},
     "memory": {"errors"},
     "sampling_diffusers": set(),
-    "residence_diffusers": {"errors", "memory"},
+    "residence_diffusers": {"errors", "memory", "checkpoints_diffusers"},
     "lora_diffusers": {"errors", "checkpoints", "checkpoints_diffusers"},
     "cache_entry": {"errors"},
     "cache": NOUNS | {"cache_entry"},

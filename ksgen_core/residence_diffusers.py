@@ -1,0 +1,351 @@
+"""Where a model's components live while it works, and what is done when memory runs out.
+
+A *model* here is any object with `parts()`, its components by name; `denoisers`, the names of those that run in every
+update; and `device`, where it computes. `settle` carries out the `MemoryOptions` on it.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
+
+import torch
+from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
+from torch import nn
+
+from .checkpoints_diffusers import quietly
+from .errors import KSGenError
+from .memory import LADDER, MemoryOptions
+
+Event = TypeVar("Event")
+
+ROOM_TO_WORK, MOST_ROOM = 0.25, 12 * 2**30
+"""What `auto` leaves free for what is computed: a share of the device's memory, and at most so many bytes. Chosen, not
+measured; where it is too little, the ladder is climbed."""
+FP8 = torch.float8_e4m3fn
+
+
+class Residence(Protocol):
+    """Brings a component to the device before it works.
+
+    Outside a host that is `OneByOne`; inside ComfyUI the host's model management does it.
+    """
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def need(self, part: nn.Module, streamed: bool) -> None:
+        """`part` works next. `streamed`: it brings its own layers one by one, only room is wanted."""
+        ...
+
+
+class OneByOne:
+    """The component that works is on the device, all others of its model are in main memory."""
+
+    def __init__(self, device: torch.device | str) -> None:
+        self.device = torch.device(device)
+        self._here: nn.Module | None = None
+
+    def need(self, part: nn.Module, streamed: bool) -> None:
+        if self._here is part:
+            return
+        if self._here is not None:
+            self._here.to("cpu")
+            self._here = None
+        if not streamed:
+            part.to(self.device)
+            self._here = part
+
+
+@dataclass(frozen=True)
+class Settled:
+    """How a model was settled: its options with nothing left to "auto", and who moves its components, if anyone."""
+
+    options: MemoryOptions
+    residence: Residence | None
+    hosted: bool
+
+
+@dataclass(frozen=True)
+class Climbed:
+    """Memory ran out, and the model now stands on this rung of the ladder."""
+
+    rung: str
+    text: str
+    options: MemoryOptions
+
+
+class _BeforeItWorks(ModelHook):
+    """accelerate's kind of hook, which diffusers' VAEs also call for `encode` and `decode`."""
+
+    def __init__(self, residence: Residence, streamed: bool) -> None:
+        self.residence, self.streamed = residence, streamed
+
+    @property
+    def execution_device(self) -> torch.device:
+        """What diffusers' pipelines look for to know where to compute."""
+        return self.residence.device
+
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        self.residence.need(module, self.streamed)
+        return args, kwargs
+
+
+def settle(model: Any, options: MemoryOptions, residence: Residence | None = None) -> None:
+    """Put a model's components where `options` say; `residence` is the host's, if one moves components.
+
+    May be called again with options that save more. Raises `KSGenError` for an option that this model, this device or
+    this Python cannot carry out, before anything is moved.
+    """
+    hosted = residence is not None
+    parts, device = model.parts(), torch.device(model.device)
+    options = _decided(options, parts, model.denoisers, device, hosted)
+    _check(model, options)
+    before: Settled | None = getattr(model, "settled", None)
+    for name in model.denoisers:
+        _unstream(parts[name])
+    if options.tiling:
+        _tile(parts["vae"])
+    if options.fp8 and not (before and before.options.fp8):
+        for name in model.denoisers:
+            parts[name].enable_layerwise_casting(storage_dtype=FP8, compute_dtype=model.dtype)
+    for name in model.denoisers:
+        _speed_up(parts[name], name, options, before.options if before else MemoryOptions())
+    for part in parts.values():
+        remove_hook_from_module(part)
+    if options.offload == "none" and not hosted:
+        for part in parts.values():
+            part.to(device)
+        mover = None
+    else:
+        mover = residence or OneByOne(device)
+        for name, part in parts.items():
+            streamed = options.offload == "layers" and name in model.denoisers
+            if not hosted or streamed:
+                part.to("cpu")
+            if streamed:
+                _stream(part, device)
+            add_hook_to_module(part, _BeforeItWorks(mover, streamed))
+    model.settled = Settled(options, mover, hosted)
+
+
+def climb(model: Any) -> Climbed | None:
+    """Put the model on the next rung of `memory.LADDER`; None if it stands on the last one."""
+    settled: Settled = model.settled
+    options = settled.options
+    while (step := options.next_rung(_tiles(model))) is not None:
+        rung, options = step
+        if rung == "parts" and settled.hosted:
+            continue  # the host does that already
+        try:
+            settle(model, options, settled.residence if settled.hosted else None)
+        except KSGenError:
+            continue  # e.g. weights that cannot be kept in 8 bits: the rung is not there for this model
+        return Climbed(rung, dict(LADDER)[rung], options)
+    return None
+
+
+def with_ladder(
+    model: Any, work: Callable[[], Iterator[Event]], tell: Callable[[Climbed], Event] | None = None
+) -> Iterator[Event]:
+    """The events of `work()`; when memory runs out the model climbs a rung and `work` is begun again.
+
+    `tell` makes an event of each rung. What `work` had yielded before stays with the caller. Raises `KSGenError` when
+    the last rung is not enough, or the model was not settled.
+    """
+    while True:
+        try:
+            yield from work()
+            return
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            reason = str(error).partition("\n")[0]
+        # Outside the handler: the error's traceback holds the tensors that filled the memory.
+        free_now(model.device)
+        climbed = climb(model) if hasattr(model, "settled") else None
+        if climbed is None:
+            raise KSGenError(
+                f"There is not enough memory on {model.device} ({reason}), though all was tried that saves some: "
+                f"{', '.join(rung for rung, _ in LADDER)}. Choose a smaller size, fewer frames or a smaller model."
+            )
+        if tell is not None:
+            yield tell(climbed)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or this process, has no memory left. Only accelerators have a class of error for it."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(
+        words in text for words in ("out of memory", "not enough memory", "can't allocate memory")
+    )
+
+
+def release(model: Any) -> None:
+    """Take a model off its device for good. The caller drops it then, and with it the memory that it took."""
+    for part in model.parts().values():
+        remove_hook_from_module(part)
+        if torch.device(model.device).type != "cpu":
+            _unstream(part)
+            part.to("cpu")
+    free_now(model.device)
+
+
+def free_now(device: torch.device | str) -> None:
+    """Give back what nothing holds any more, to the device and to the system."""
+    gc.collect()
+    kind = torch.device(device).type
+    if kind == "cuda":
+        torch.cuda.empty_cache()
+    elif kind == "mps":
+        torch.mps.empty_cache()
+    elif kind == "xpu":
+        torch.xpu.empty_cache()
+    _trim()
+
+
+def _trim() -> None:
+    """glibc keeps freed memory of the size of weights in its arenas; other systems give it back by themselves."""
+    import ctypes
+    import sys
+
+    if sys.platform == "linux":
+        try:
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        except (OSError, AttributeError):  # another libc
+            pass
+
+
+def size_of(part: nn.Module) -> int:
+    """Bytes of a component's weights."""
+    tensors = [*part.parameters(), *part.buffers()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def free_memory(device: torch.device) -> tuple[int, int] | None:
+    """Bytes free and bytes in all on a device; None where its memory is the main memory, or it does not say."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device), total
+    if device.type == "xpu":
+        return torch.xpu.mem_get_info(device)
+    return None
+
+
+def _decided(
+    options: MemoryOptions,
+    parts: Mapping[str, nn.Module],
+    denoisers: tuple[str, ...],
+    device: torch.device,
+    hosted: bool,
+) -> MemoryOptions:
+    """The options with "auto" decided by what fits; inside a host components always come by need."""
+    if hosted and options.offload != "layers":
+        return replace(options, offload="parts")
+    if options.offload != "auto":
+        return options
+    memory = free_memory(device)
+    if memory is None:
+        return replace(options, offload="none")
+    sizes = {name: size_of(part) // (2 if options.fp8 and name in denoisers else 1) for name, part in parts.items()}
+    return replace(options, offload=where_it_fits(sizes, *memory))
+
+
+def where_it_fits(sizes: Mapping[str, int], free: int, total: int) -> str:
+    """The offload that `auto` means for components of these bytes, with so many bytes free of a device's total."""
+    room = free - min(int(ROOM_TO_WORK * total), MOST_ROOM)
+    if sum(sizes.values()) <= room:
+        return "none"
+    return "parts" if max(sizes.values()) <= room else "layers"
+
+
+def _check(model: Any, options: MemoryOptions) -> None:
+    parts = model.parts()
+    kinds = {name: type(parts[name]).__name__ for name in model.denoisers}
+    if options.tiling and not _tiles(model):
+        raise KSGenError(f"The VAE of {model.folder}, {type(parts['vae']).__name__}, cannot work on tiles.")
+    for name, kind in kinds.items():
+        if options.first_block_cache and not hasattr(parts[name], "enable_cache"):
+            raise KSGenError(f"FirstBlockCache is for transformers; {name} of {model.folder} is a {kind}. Turn it off.")
+        if options.attention != "default" and not _takes_attention(parts[name]):
+            raise KSGenError(
+                f"The attention of {name} of {model.folder}, a {kind}, cannot be chosen. Leave it at 'default'."
+            )
+    if options.gpus > 1:
+        _check_gpus(options.gpus)
+
+
+def _check_gpus(gpus: int) -> None:
+    distributed = torch.distributed
+    world = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    if world != gpus:
+        raise KSGenError(
+            f"{gpus} GPUs are wanted and {world} process(es) run. Start one a GPU: "
+            f"torchrun --nproc-per-node {gpus} -m ksgen_core.cli run ... --gpus {gpus}"
+        )
+
+
+def _tiles(model: Any) -> bool:
+    return hasattr(model.parts().get("vae"), "enable_tiling")
+
+
+def _tile(vae: Any) -> None:
+    vae.enable_tiling()
+    if hasattr(vae, "enable_slicing"):
+        vae.enable_slicing()
+
+
+def _takes_attention(part: nn.Module) -> bool:
+    processors = [module.processor for module in part.modules() if hasattr(module, "processor")]
+    return bool(processors) and all(hasattr(processor, "_attention_backend") for processor in processors)
+
+
+def _speed_up(part: Any, name: str, options: MemoryOptions, before: MemoryOptions) -> None:
+    """Attention back end, FirstBlockCache and several GPUs, where they differ from what was before."""
+    try:
+        if options.attention not in ("default", before.attention):
+            with quietly():
+                part.set_attention_backend(options.attention)
+        if options.gpus > 1 and before.gpus == 1:
+            from diffusers import ContextParallelConfig
+
+            part.enable_parallelism(config=ContextParallelConfig(ulysses_degree=options.gpus))
+        if options.first_block_cache != before.first_block_cache:
+            from diffusers import FirstBlockCacheConfig
+
+            if part.is_cache_enabled:
+                part.disable_cache()
+            if options.first_block_cache:
+                part.enable_cache(FirstBlockCacheConfig(threshold=options.first_block_cache))
+    # FirstBlockCache takes the first and the last of the blocks out of a list, however few there are.
+    except (ImportError, RuntimeError, ValueError, AttributeError, IndexError) as error:
+        raise KSGenError(f"{name}, a {type(part).__name__}, cannot work in that way: {error}") from error
+
+
+def _stream(part: nn.Module, device: torch.device) -> None:
+    """diffusers' group offload: block after block comes to the device, the next one while this one works."""
+    from diffusers.hooks import apply_group_offloading
+
+    streams = device.type in ("cuda", "xpu")
+    apply_group_offloading(
+        part,
+        onload_device=device,
+        offload_device=torch.device("cpu"),
+        offload_type="block_level",
+        num_blocks_per_group=1,
+        use_stream=streams,
+        # Pinning everything at once would take main memory as large as the backbone a second time.
+        low_cpu_mem_usage=streams,
+    )
+
+
+def _unstream(part: nn.Module) -> None:
+    from diffusers.hooks import HookRegistry
+
+    registry: Any = HookRegistry.check_if_exists_or_initialize(part)
+    for name in ("group_offloading", "layer_execution_tracker", "lazy_prefetch_group_offloading"):
+        registry.remove_hook(name, recurse=True)
