@@ -38,8 +38,8 @@ def new_pipeline(kind: str):
     text = text_encoder.config.text_config
     channels, sound_channels, mel_bins = 8, 2, 16
     audio_vae = diffusers.AutoencoderKLLTX2Audio(
-        base_channels=sound_channels * mel_bins // 4, ch_mult=(1, 2, 4), num_res_blocks=1, resolution=32, latent_channels=sound_channels,
-        sample_rate=RATE, mel_bins=mel_bins,
+        base_channels=sound_channels * mel_bins // 4, ch_mult=(1, 2, 4), num_res_blocks=1, resolution=32,
+        latent_channels=sound_channels, sample_rate=RATE, mel_bins=mel_bins,
     )  # fmt: skip
     return getattr(diffusers, kind)(
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(
