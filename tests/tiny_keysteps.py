@@ -16,7 +16,7 @@ TEXTS = [
     "take the tea bag out",
 ]
 PLAN = Plan("make a cup of tea", tuple(KeyStep(text, seed=10 + k) for k, text in enumerate(TEXTS)))
-FAST = DrawSettings(updates=4)
+FAST = DrawSettings(updates=4, guidance=3.5, batch=1)
 
 
 def picture(seed=0, height=32, width=32):

@@ -7,8 +7,8 @@ text, C their width, P pooled width, N image tokens.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,8 +17,8 @@ from torch import Tensor
 from .. import pixels
 from ..errors import KSGenError
 from ..pipeline import KeyImage, Update
-from ..types import Plan, with_seeds
-from .policies import DrawSettings
+from ..types import KeyStep, Plan, with_seeds
+from .policies import DrawSettings, resolve_policy
 
 if TYPE_CHECKING:
     from .sdxl_diffusers import KeyStepModel
@@ -53,26 +53,48 @@ class Condition:
 
 @dataclass(frozen=True)
 class State:
-    """Where the sampler is: its latents, and the clean ones that it foresees now, both [B, Z, h, w]."""
+    """After update `number` of `total`: the sampler's latents and the clean ones it foresees now, both [B, Z, h, w]."""
 
+    number: int
+    total: int
     latents: Tensor
     foreseen: Tensor
 
 
 def draw_key_steps(
-    model: KeyStepModel, image: Tensor, plan: Plan, steps: Sequence[int], settings: DrawSettings | None = None
+    model: KeyStepModel | Any,
+    image: Tensor,
+    plan: Plan,
+    steps: Sequence[int],
+    settings: DrawSettings | None = None,
+    made: Mapping[int, Tensor] | None = None,
 ) -> Iterator[Update | KeyImage]:
     """Draw the key images of `steps` (numbers from 0), given the initial picture [H, W, 3] and the whole plan.
 
-    Yields an `Update` per sampler update and a `KeyImage` (float32 0..1 on the CPU, of the model's size) per finished
-    step. Step 0 is the initial picture itself. Steps without a seed count theirs from 0. Raises `KSGenError` if the
-    model lacks what the policy needs, before any work is done.
+    Yields an `Update` per sampler update and a `KeyImage` (float32 0..1 on the CPU, of the wanted size) per finished
+    step. Step 0 is the initial picture itself. Steps without a seed count theirs from 0. `made` are key images that
+    are there already, for models that look at them; one with a `draw` of its own draws by itself. Raises `KSGenError`
+    if the model lacks what the policy needs, before any work is done.
     """
     settings = settings or DrawSettings()
     if wrong := [k for k in steps if not 0 <= k < len(plan.steps)]:
         raise ValueError(f"the plan has steps 0..{len(plan.steps) - 1}, got {wrong}")
+    if hasattr(model, "draw"):
+        return model.draw(image, plan, steps, settings, made)
+    settings = complete(model, settings)
     check_policy(model, settings.policy)
-    return _draw(model, pixels.fit(image, *model.size), with_seeds(plan, 0), sorted(set(steps)), settings)
+    return _draw(model, pixels.fit(image, *settings.size), with_seeds(plan, 0), sorted(set(steps)), settings)
+
+
+def complete(model: KeyStepModel, settings: DrawSettings) -> DrawSettings:
+    """The settings with nothing left open: the folder's own values, else the family's, and the policy for "auto"."""
+    settings = settings.filled(model.defaults, model.backbone.defaults, {"size": model.size})
+    factor = model.pipe.vae_scale_factor
+    if any(side % factor for side in settings.size):
+        raise KSGenError(
+            f"Key images of {model.folder} have sides that are multiples of {factor}, got {settings.size}."
+        )
+    return replace(settings, policy=resolve_policy(model, settings.policy))
 
 
 def check_policy(model: KeyStepModel, policy: str) -> None:
@@ -82,10 +104,20 @@ def check_policy(model: KeyStepModel, policy: str) -> None:
             "By the policy 'last_frame' no key image is drawn: each is the last frame of the clip before it. "
             "Render the clips as a chain, or choose another policy."
         )
+    if policy == "edit_chain":
+        raise KSGenError(
+            f"The policy 'edit_chain' needs an image edit model (Qwen-Image-Edit-Plus, Flux Kontext or Flux.2 Klein); "
+            f"{model.folder} holds {model.backbone.name}. Choose a folder of such a model, or the policy 'auto'."
+        )
     if policy == "skill_transformer" and (model.skill_transformer is None or model.resampler is None):
         raise KSGenError(
             f"{model.folder} has no Skill Transformer with an IP-Adapter-Plus to use it. Put "
             "skill_transformer.safetensors, ip_adapter/ and image_encoder/ there, or choose the policy 'text_only'."
+        )
+    if policy == "image_prompt" and model.resampler is None:
+        raise KSGenError(
+            f"{model.folder} has no IP-Adapter-Plus to show it a picture with. Put ip_adapter/ and image_encoder/ "
+            "there, or choose the policy 'text_only'."
         )
     if policy == "reference" and not model.takes_reference:
         raise KSGenError(
@@ -94,24 +126,42 @@ def check_policy(model: KeyStepModel, policy: str) -> None:
         )
 
 
+def prompt(step: KeyStep) -> str:
+    """What the backbone is told of a step: what is done and, if the plan says it, the scene at its start.
+
+    A key image shows a step's beginning, so the state before it is what is seen (SCHEMA's state descriptions).
+    """
+    return step.text if not step.before else f"{step.text.rstrip(' .')}. {step.before}"
+
+
 @torch.no_grad()
-def conditions(model: KeyStepModel, image: Tensor, plan: Plan, last: int, policy: str) -> tuple[Condition, Condition]:
+def conditions(
+    model: KeyStepModel, image: Tensor, plan: Plan, last: int, policy: str, negative: str = ""
+) -> tuple[Condition, Condition]:
     """The conditions of steps 0..last, and as many empty ones for guidance, for the fitted picture [H, W, 3].
 
     All texts of the plan are read, whatever `last` is, so that a step's condition never depends on what else is drawn.
     """
     count = last + 1
-    text, mask, pooled = model.encode_texts([*(step.text for step in plan.steps), ""])
+    # The Skill Transformer, and the backbone that was trained with it, know the bare texts.
+    texts = [step.text if policy == "skill_transformer" else prompt(step) for step in plan.steps]
+    text, mask, pooled = model.encode_texts([*texts, negative])
     tokens = nothing = reference = None
     if model.resampler is not None:
         nothing = model.zero_image_tokens().expand(count, -1, -1)
         tokens = nothing
     if model.takes_reference and policy != "text_only":
         reference = model.encode_latents(image[None]).expand(count, -1, -1, -1)
+    if policy == "image_prompt":  # beside the reference where there is room, as the Skill Transformer's tokens are
+        tokens = model.encode_images(image[None]).expand(count, -1, -1)
     if policy == "skill_transformer":
         first = model.encode_images(image[None])
         tokens = model.skill_transformer.roll_out(first, text[None, :-1], mask[None, :-1], count)[0]
-    empty = Condition(text[-1:].expand(count, -1, -1), pooled[-1:].expand(count, -1), nothing, reference)
+    # Some backbones were trained with zeros for no text, SDXL's own among them; diffusers notes it so.
+    none, none_pooled = text[-1:], pooled[-1:]
+    if not negative and model.pipe.config.force_zeros_for_empty_prompt:
+        none, none_pooled = torch.zeros_like(none), torch.zeros_like(none_pooled)
+    empty = Condition(none.expand(count, -1, -1), none_pooled.expand(count, -1), nothing, reference)
     return Condition(text[:count], pooled[:count], tokens, reference), empty
 
 
@@ -128,22 +178,42 @@ def _draw(
             drawn.append(k)
     if not drawn:
         return
-    given, empty = conditions(model, image, plan, max(drawn), settings.policy)
+    given, empty = conditions(model, image, plan, max(drawn), settings.policy, settings.negative)
     colours = pixels.latent_colours(model.encode_latents(image[None])[0], image)
-    batches = [drawn[i : i + settings.batch] for i in range(0, len(drawn), settings.batch)]
-    for number, batch in enumerate(batches):
-        condition = given[batch] if settings.guidance == 1 else empty[batch].then(given[batch])
-        seeds = [plan.steps[k].seed for k in batch]
-        for update, state in enumerate(sample(model, condition, seeds, settings), 1):
-            done, total = number * settings.updates + update, len(batches) * settings.updates
-            yield Update("draw", tuple(batch), done, total, pixels.preview(state.foreseen, colours, image.shape[0]))
-        for k, latent in zip(batch, state.latents, strict=True):
-            yield KeyImage(k, pixels.on_8_bit_grid(model.decode_latents(latent[None])[0]))
+    at_once = settings.batch or len(drawn)
+    batches = [drawn[i : i + at_once] for i in range(0, len(drawn), at_once)]
+    for before, batch in enumerate(batches):
+        for event in draw_batch(model, batch, plan, given, empty, settings):
+            if isinstance(event, State):
+                rough = pixels.preview(event.foreseen, colours, image.shape[0])
+                done, total = before * event.total + event.number, len(batches) * event.total
+                event = Update("draw", tuple(batch), done, total, rough)
+            yield event
 
 
 @torch.no_grad()
-def sample(model: KeyStepModel, condition: Condition, seeds: Sequence[int], settings: DrawSettings) -> Iterator[State]:
-    """From noise to latents: yields the `State` after every update.
+def draw_batch(
+    model: KeyStepModel, batch: Sequence[int], plan: Plan, given: Condition, empty: Condition, settings: DrawSettings
+) -> Iterator[State | KeyImage]:
+    """The key images of the steps `batch`, drawn together: a `State` per update, then a `KeyImage` per step.
+
+    `given` and `empty` have a row for every step of the plan, and every step of `plan` a seed. Nothing is kept between
+    calls: what failed for want of memory is drawn again with fewer steps.
+    """
+    condition = given[batch] if settings.guidance == 1 else empty[batch].then(given[batch])
+    latents: Any = ()
+    for state in sample(model, condition, [plan.steps[k].seed for k in batch], settings):
+        latents = state.latents
+        yield state
+    for k, latent in zip(batch, latents, strict=True):
+        yield KeyImage(k, pixels.on_8_bit_grid(model.decode_latents(latent[None])[0]))
+
+
+@torch.no_grad()
+def sample(
+    model: KeyStepModel, condition: Condition, seeds: Sequence[int | None], settings: DrawSettings
+) -> Iterator[State]:
+    """From noise to latents: yields the `State` after every update. The settings have nothing left open.
 
     With guidance, `condition` holds the B empty conditions and then the B given ones. The noise of each picture comes
     from its own CPU generator, so it is the same in any batch and on any device (HOUSE.md, example 10).
@@ -152,14 +222,15 @@ def sample(model: KeyStepModel, condition: Condition, seeds: Sequence[int], sett
     scheduler = type(model.pipe.scheduler).from_config(model.pipe.scheduler.config)
     scheduler.set_timesteps(settings.updates, device=model.device)
     chances = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    height, width = (side // model.pipe.vae_scale_factor for side in model.size)
+    height, width = (side // model.pipe.vae_scale_factor for side in settings.size)
     shape = (model.latent_channels, height, width)
     noise = torch.stack([torch.randn(shape, generator=chance) for chance in chances])
     latents = noise.to(model.device, model.dtype) * scheduler.init_noise_sigma
     # Stochastic schedulers draw more noise, from the same generators.
     takes_chance = "generator" in inspect.signature(scheduler.step).parameters
     more = {"generator": chances} if takes_chance else {}
-    for t in scheduler.timesteps:
+    total = len(scheduler.timesteps)  # not the wanted number where an update has two halves (Heun)
+    for number, t in enumerate(scheduler.timesteps, 1):
         pair = latents if settings.guidance == 1 else torch.cat([latents, latents])
         prediction = model.predict(scheduler.scale_model_input(pair, t), t, condition)
         if settings.guidance != 1:
@@ -167,5 +238,16 @@ def sample(model: KeyStepModel, condition: Condition, seeds: Sequence[int], sett
             prediction = without + settings.guidance * (given - without)
         result = scheduler.step(prediction, t, latents, **more)
         latents = result.prev_sample.to(model.dtype)
-        foreseen = getattr(result, "pred_original_sample", None)
-        yield State(latents, latents if foreseen is None else foreseen)
+        yield State(number, total, latents, _foreseen(scheduler, result, latents))
+
+
+def _foreseen(scheduler: Any, result: Any, latents: Tensor) -> Tensor:
+    """The clean latents that this update points to; the latents themselves where the scheduler does not tell them."""
+    clean = getattr(result, "pred_original_sample", None)
+    if clean is not None:
+        return clean
+    config, outputs = scheduler.config, getattr(scheduler, "model_outputs", None)
+    # The multistep solvers keep their predictions, and most keep them as clean latents.
+    if outputs and ("dpmsolver++" in config.get("algorithm_type", "") or config.get("predict_x0", False)):
+        return outputs[-1]
+    return latents

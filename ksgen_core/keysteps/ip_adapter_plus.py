@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from ..checkpoints import read_tensors, write_atomically
 from ..errors import KSGenError
 
+DEPTH, HEAD_WIDTH = 4, 64
+"""What no file says, and diffusers takes for granted as IP-Adapter's own code does (ip_adapter.py, IPAdapterPlusXL)."""
+
 # diffusers' resampler -> the file. The order matters: the first that fits is taken.
 NAMES = (
     (".ln0.", ".0.norm1."),
@@ -31,13 +34,17 @@ NAMES = (
 def install(unet: Any, adapter: dict[str, Tensor]) -> Any:
     """Give the UNet the adapter's attention layers and return the resampler, which then stands on its own.
 
-    The UNet takes image tokens as `added_cond_kwargs={"image_embeds": [tokens]}` thereafter. Raises `KeyError` or
-    `RuntimeError` if the adapter does not fit.
+    The UNet takes image tokens as `added_cond_kwargs={"image_embeds": [tokens]}` thereafter. Raises `KeyError`,
+    `ValueError` or `RuntimeError` if the adapter does not fit.
     """
     parts: dict[str, dict[str, Tensor]] = {"image_proj": {}, "ip_adapter": {}}
     for key, tensor in adapter.items():
         part, _, name = key.partition(".")
         parts[part][name] = tensor
+    layers = [name for name in unet.attn_processors if not name.endswith("attn1.processor")]
+    given = sum(name.endswith(".to_k_ip.weight") for name in parts["ip_adapter"])
+    if given != len(layers):
+        raise ValueError(f"it has {given} cross-attention layers, the UNet has {len(layers)}")
     # What `pipe.load_ip_adapter` calls; that one would also make an image processor, which nothing here needs.
     unet._load_ip_adapter_weights([parts], low_cpu_mem_usage=False)
     resampler = unet.encoder_hid_proj.image_projection_layers[0]
@@ -48,9 +55,21 @@ def install(unet: Any, adapter: dict[str, Tensor]) -> Any:
 
 def read(path: str | Path) -> dict[str, Tensor]:
     """The tensors of an IP-Adapter-Plus file. Raises `KSGenError`, naming the file, if it is something else."""
+    if Path(path).suffix in (".bin", ".pt", ".pth", ".ckpt") and Path(path).is_file():
+        raise KSGenError(
+            f"{path} is a pickle, which can run code when it is read. Get the adapter as .safetensors; Kolors' own one "
+            "is there as such in the revision refs/pr/4 of Kwai-Kolors/Kolors-IP-Adapter-Plus."
+        )
     tensors = read_tensors(path)
     if "image_proj.latents" not in tensors or not all(k.startswith(("image_proj.", "ip_adapter.")) for k in tensors):
         raise KSGenError(f"{path} is not an IP-Adapter-Plus file: it has no image_proj.latents or holds other weights.")
+    depth = len({key.split(".")[2] for key in tensors if key.startswith("image_proj.layers.")})
+    inner = {t.shape[0] for key, t in tensors.items() if key.startswith("image_proj.") and key.endswith("to_q.weight")}
+    if depth != DEPTH or any(width % HEAD_WIDTH for width in inner):
+        raise KSGenError(
+            f"The resampler in {path} has {depth} layers of inner width {', '.join(map(str, sorted(inner)))}. "
+            f"IP-Adapter-Plus has {DEPTH} layers with heads of {HEAD_WIDTH}; get an adapter of that shape."
+        )
     return tensors
 
 

@@ -1,11 +1,13 @@
-"""The key-step image model: SDXL with IP-Adapter-Plus image tokens, read from a folder of ordinary parts.
+"""The key-step image model: SDXL or Kolors with IP-Adapter-Plus image tokens, read from a folder of ordinary parts.
 
     model_index.json unet/ vae/ text_encoder/ text_encoder_2/ tokenizer/ tokenizer_2/ scheduler/    diffusers' SDXL
     image_encoder/                             transformers' CLIPVisionModelWithProjection
     ip_adapter/ip-adapter-plus.safetensors     the IP-Adapter-Plus file format
     skill_transformer.safetensors              ours
+    ksgen.json                                 the settings that suit this very model
 
-The last three may be absent; then only the policies that do without them can be drawn.
+The last four may be absent, or the parts come from elsewhere; without a part only the policies that do without it can
+be drawn. Kolors' folders have one text encoder and one tokenizer.
 
 Legend: B pictures, H, W their size in pixels, h, w that of their latents, Z latent channels, T texts, L tokens per
 text, C their width, P pooled width, M image encoder's states of width E, N image tokens (of width C).
@@ -13,6 +15,7 @@ text, C their width, P pooled width, M image encoder's states of width E, N imag
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,28 +27,38 @@ from ..checkpoints_diffusers import quietly
 from ..errors import KSGenError
 from .draw import Condition, draw_key_steps
 from .ip_adapter_plus import install, read
+from .policies import read_defaults
 from .sdxl_files_diffusers import (
     ADAPTER_FILE,
     CLIP_MEAN,
     CLIP_STD,
     SKILL_TRANSFORMER_FILE,
-    WEIGHTS,
+    backbone_of,
     check,
     mean_and_std,
-    read_folder,
+    read_image_encoder,
+    read_pipe,
     save_folder,
 )
 from .skill_transformer import SkillTransformer
 
 __all__ = ["Condition", "KeyStepModel", "draw_key_steps"]
 
+TEXTS_AT_ONCE = 16
+"""A plan may have 999 steps, and the text encoders keep the states of all their layers."""
+
 
 class KeyStepModel:
-    """All parts for drawing key images, on one device and in one dtype. The parts are plain attributes.
+    """All parts for drawing key images. The parts are plain attributes.
 
-    `pipe` is diffusers' `StableDiffusionXLPipeline`, `image_encoder`, `resampler` and `skill_transformer` may be
-    None. Every method is differentiable; whoever only draws wraps it in `torch.no_grad()`.
+    `pipe` is diffusers' `StableDiffusionXLPipeline` or `KolorsPipeline`, `image_encoder`, `resampler` and
+    `skill_transformer` may be None. `device` is where the model computes, `dtype` what in: inputs are sent there,
+    wherever a part is kept between its calls. `defaults` are the folder's own draw settings. Every method is
+    differentiable; whoever only draws wraps it in `torch.no_grad()`.
     """
+
+    denoisers = ("unet",)
+    """Names in `parts()` of what runs in every update."""
 
     def __init__(
         self,
@@ -56,54 +69,96 @@ class KeyStepModel:
         image_mean: tuple[float, ...] = CLIP_MEAN,
         image_std: tuple[float, ...] = CLIP_STD,
         folder: Path | None = None,
+        defaults: dict[str, Any] | None = None,
     ) -> None:
         self.pipe = pipe
+        self.backbone = backbone_of(pipe)
         self.image_encoder = image_encoder
         with quietly():
             self.resampler: Any = None if adapter is None else install(pipe.unet, adapter)
         self.skill_transformer: Any = skill_transformer
         self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
         self.folder = folder
+        self.defaults = dict(defaults or {})
+        self.device: torch.device = pipe.unet.device
+        self.dtype: torch.dtype = pipe.unet.dtype
 
     @classmethod
     def load(
-        cls, folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+        cls,
+        folder: str | Path,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        *,
+        adapter: str | Path | None = None,
+        image_encoder: str | Path | None = None,
+        skill_transformer: str | Path | None = None,
+        place: Callable[[KeyStepModel], object] | None = None,
     ) -> KeyStepModel:
-        """Read the folder. Raises `KSGenError`, naming the file, if one is missing, cut off or of another kind."""
+        """Read the folder. Raises `KSGenError`, naming the file, if one is missing, cut off or of another kind.
+
+        The IP-Adapter-Plus file, the folder of the image encoder and the Skill Transformer's file may lie elsewhere;
+        one that is given wins over the folder's own. `place` takes over where the parts are kept; without it they all
+        stay on `device`.
+        """
         folder = Path(folder)
-        check(folder)
+        backbone = check(folder)
+        own = {name: folder / name for name in (ADAPTER_FILE, "image_encoder", SKILL_TRANSFORMER_FILE)}
+        adapter_file = _given(adapter, own[ADAPTER_FILE])
+        encoder_folder = _given(image_encoder, own["image_encoder"])
+        skill_file = _given(skill_transformer, own[SKILL_TRANSFORMER_FILE])
         with quietly():
-            pipe, image_encoder = read_folder(folder, dtype)
-            adapter = read(folder / ADAPTER_FILE) if (folder / ADAPTER_FILE).is_file() else None
-            skill = None
-            if (folder / SKILL_TRANSFORMER_FILE).is_file():
-                skill = SkillTransformer.load(folder / SKILL_TRANSFORMER_FILE, device, dtype)
-            mean, std = mean_and_std(folder / "image_encoder/preprocessor_config.json")
+            pipe = read_pipe(folder, backbone, dtype)
+            encoder = encoder_folder and read_image_encoder(encoder_folder, dtype)
+            tensors = adapter_file and read(adapter_file)
+            skill = skill_file and SkillTransformer.load(skill_file, dtype=dtype)
+            mean, std = mean_and_std((encoder_folder or folder) / "preprocessor_config.json")
             try:
-                model = cls(pipe, image_encoder, adapter, skill, mean, std, folder)
+                model = cls(pipe, encoder, tensors, skill, mean, std, folder, read_defaults(folder))
             except (KeyError, ValueError, RuntimeError) as error:
-                name = folder / ADAPTER_FILE
-                raise KSGenError(f"{name} does not fit the UNet ({error}). Use one made for it.") from error
+                raise KSGenError(f"{adapter_file} does not fit the UNet ({error}). Use one made for it.") from error
         for part in model.parts().values():
-            part.to(device).eval()
+            part.eval()
         if model.resampler is not None:
             model.resampler.to(dtype)
         if dtype == torch.float16 and pipe.vae.config.force_upcast:
             pipe.vae.to(torch.float32)  # SDXL's own VAE overflows in half precision
-        model._check_fit()
+        model.check_fit()
+        model.device = torch.device(device)
+        (place or _keep_there)(model)
         return model
 
-    def _check_fit(self) -> None:
-        """Raise `KSGenError` if the Skill Transformer was made for other tokens or texts than this model's."""
-        if self.skill_transformer is None or self.resampler is None:
+    def check_fit(self) -> None:
+        """Raise `KSGenError` if parts that come from different places were not made for each other."""
+        unet, channels = self.pipe.unet.config, self.latent_channels
+        if unet.in_channels not in (channels, 2 * channels) or unet.time_cond_proj_dim is not None:
+            raise KSGenError(
+                f"The UNet in {self.folder} is one for other work: it takes {unet.in_channels} channels where "
+                f"{channels} or {2 * channels} are wanted, or its strength of guidance is built in (LCM). Choose a "
+                "text-to-image one."
+            )
+        if self.resampler is None:
             return
-        config, width = self.skill_transformer.config, self.pipe.unet.config.cross_attention_dim
-        got = (config.token_width, config.text_width, config.tokens_per_image)
-        wanted = (width, width, self.resampler.latents.shape[1])
+        if self.image_encoder is None:
+            raise KSGenError(
+                f"There is an IP-Adapter-Plus for {self.folder} but no image encoder. Put the one that belongs to it "
+                "into image_encoder/."
+            )
+        got, wanted = self.image_encoder.config.hidden_size, self.resampler.proj_in.in_features
         if got != wanted:
             raise KSGenError(
-                f"The Skill Transformer in {self.folder} was made for another model: its token width, text width "
-                f"and tokens per image are {got}, here they are {wanted}. Put the one there that belongs to it."
+                f"The image encoder for {self.folder} gives states of width {got}, the IP-Adapter-Plus was made for "
+                f"{wanted} (ViT-H has 1280, ViT-L 1024). Use the image encoder that belongs to the adapter."
+            )
+        if self.skill_transformer is None:
+            return
+        config = self.skill_transformer.config
+        sizes = (config.token_width, config.text_width, config.tokens_per_image)
+        here = (unet.cross_attention_dim, self.backbone.text_width(self.pipe), self.resampler.latents.shape[1])
+        if sizes != here:
+            raise KSGenError(
+                f"The Skill Transformer for {self.folder} was made for another model: its token width, text width "
+                f"and tokens per image are {sizes}, here they are {here}. Use the one that belongs to this model."
             )
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
@@ -112,19 +167,11 @@ class KeyStepModel:
 
     def parts(self) -> dict[str, nn.Module]:
         """The trainable parts by name; the adapter's attention layers are inside the UNet."""
-        parts = {name: getattr(self.pipe, name) for name in WEIGHTS}
+        parts = {name: getattr(self.pipe, name) for name in self.backbone.weights}
         for name in ("image_encoder", "resampler", "skill_transformer"):
             if getattr(self, name) is not None:
                 parts[name] = getattr(self, name)
         return parts
-
-    @property
-    def device(self) -> torch.device:
-        return self.pipe.unet.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.pipe.unet.dtype
 
     @property
     def latent_channels(self) -> int:
@@ -143,16 +190,14 @@ class KeyStepModel:
         return height * self.pipe.vae_scale_factor, width * self.pipe.vae_scale_factor
 
     def encode_texts(self, texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
-        """Each text on its own, as SDXL does -> tokens [T, L, C], mask [T, L] (False: padding), pooled [T, P]."""
+        """Each text on its own, as the family does -> tokens [T, L, C], mask [T, L] (False: padding), pooled [T, P]."""
         texts = list(texts)
-        tokens, _, pooled, _ = self.pipe.encode_prompt(texts, device=self.device, do_classifier_free_guidance=False)
-        masks = [
-            tokenizer(
-                texts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
-            ).attention_mask.bool()
-            for tokenizer in (self.pipe.tokenizer, self.pipe.tokenizer_2)
+        parts = [
+            self.backbone.encode(self.pipe, texts[i : i + TEXTS_AT_ONCE], self.device)
+            for i in range(0, len(texts), TEXTS_AT_ONCE)
         ]
-        return tokens, (masks[0] | masks[1]).to(self.device), pooled
+        tokens, mask, pooled = (torch.cat(group) for group in zip(*parts, strict=True))
+        return tokens.to(self.dtype), mask, pooled.to(self.dtype)
 
     def image_states(self, images: Tensor) -> Tensor:
         """Pictures [B, H, W, 3] -> penultimate hidden states [B, M, E] of the image encoder (METHOD.md)."""
@@ -189,19 +234,33 @@ class KeyStepModel:
     def encode_latents(self, images: Tensor) -> Tensor:
         """Pictures [B, H, W, 3] -> scaled latents [B, Z, h, w]: the most likely ones, nothing is drawn by chance."""
         vae = self.pipe.vae
-        pixels = images.to(vae.device, vae.dtype).movedim(-1, 1) * 2 - 1
-        return vae.encode(pixels).latent_dist.mode().to(self.dtype) * vae.config.scaling_factor
+        pixels = images.to(self.device, vae.dtype).movedim(-1, 1) * 2 - 1
+        latents = vae.encode(pixels).latent_dist.mode()
+        mean, std = self._latent_statistics(latents)
+        return ((latents - mean) * vae.config.scaling_factor / std).to(self.dtype)
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Scaled latents [B, Z, h, w] -> pictures [B, H, W, 3], float32 0..1."""
         vae = self.pipe.vae
-        pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
+        latents = latents.to(self.device, vae.dtype)
+        mean, std = self._latent_statistics(latents)
+        pixels = vae.decode(latents * std / vae.config.scaling_factor + mean, return_dict=False)[0]
         return (pixels.float().movedim(1, -1) / 2 + 0.5).clamp(0, 1)
+
+    def _latent_statistics(self, latents: Tensor) -> tuple[Tensor | float, Tensor | float]:
+        """Mean and deviation of each latent channel, where the VAE says them (Playground v2.5), else 0 and 1."""
+        config = self.pipe.vae.config
+        found = [getattr(config, f"latents_{name}", None) for name in ("mean", "std")]
+        if None in found:
+            return 0.0, 1.0
+        mean, std = (latents.new_tensor(values).view(1, -1, 1, 1) for values in found)
+        return mean, std
 
     def predict(self, noisy: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
         """One UNet pass: noisy latents [B, Z, h, w], already scaled for the model, timesteps [B] or scalar
         -> the scheduler's prediction type [B, Z, h, w].
         """
+        noisy = noisy.to(self.device)
         batch, _, height, width = noisy.shape
         height, width = height * self.pipe.vae_scale_factor, width * self.pipe.vae_scale_factor
         # Original size, crop corner, target size: SDXL's micro-conditions, for a picture that is whole.
@@ -220,3 +279,15 @@ class KeyStepModel:
         return self.pipe.unet(
             noisy, timesteps, encoder_hidden_states=condition.text, added_cond_kwargs=added, return_dict=False
         )[0]
+
+
+def _given(path: str | Path | None, own: Path) -> Path | None:
+    """What was given, or else the folder's own if it is there."""
+    if path is not None:
+        return Path(path)
+    return own if own.exists() else None
+
+
+def _keep_there(model: KeyStepModel) -> None:
+    for part in model.parts().values():
+        part.to(model.device)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..checkpoints import read_json, write_json
+from ..checkpoints import read_json, read_metadata, write_atomically, write_json
 from ..checkpoints_diffusers import (
     check_folder,
     read_parts,
@@ -16,38 +16,32 @@ from ..checkpoints_diffusers import (
     save_transformers_part,
 )
 from ..errors import KSGenError
+from .backbone_diffusers import SDXL, Backbone
 from .ip_adapter_plus import write
+from .kolors_diffusers import KOLORS
+from .policies import DEFAULTS_FILE
 
 if TYPE_CHECKING:
     import torch
 
     from .sdxl_diffusers import KeyStepModel
 
+BACKBONES = (SDXL, KOLORS)
 ADAPTER_FILE = "ip_adapter/ip-adapter-plus.safetensors"
 SKILL_TRANSFORMER_FILE = "skill_transformer.safetensors"
-WEIGHTS = ("unet", "vae", "text_encoder", "text_encoder_2")
-NEEDED = ("model_index.json", "scheduler/scheduler_config.json", "tokenizer", "tokenizer_2") + tuple(
-    f"{part}/config.json" for part in WEIGHTS
-)
 # OpenAI's CLIP, which IP-Adapter's image encoders follow.
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 def save_folder(model: KeyStepModel, folder: Path, dtype: torch.dtype) -> None:
     """Write what `KeyStepModel.load` reads. Raises `KSGenError` if the folder cannot be written."""
-    pipe = model.pipe
-    # The adapter's layers hang inside the UNet but belong to the adapter's file.
-    adapter = ("processor.to_k_ip", "processor.to_v_ip", "encoder_hid_proj.")
-    save_diffusers_part(pipe.unet, folder / "unet", dtype, adapter)
+    pipe, backbone = model.pipe, model.backbone
+    _save_unet(pipe.unet, folder / "unet", dtype)
     save_diffusers_part(pipe.vae, folder / "vae", dtype)
-    for name, part in (
-        ("text_encoder", pipe.text_encoder),
-        ("text_encoder_2", pipe.text_encoder_2),
-        ("image_encoder", model.image_encoder),
-    ):
-        if part is not None:
-            save_transformers_part(part, folder / name, dtype)
+    for name in backbone.text_encoders:
+        save_transformers_part(getattr(pipe, name), folder / name, dtype)
     if model.image_encoder is not None:
+        save_transformers_part(model.image_encoder, folder / "image_encoder", dtype)
         side = model.image_encoder.config.image_size
         processor = {
             "image_processor_type": "CLIPImageProcessor",
@@ -57,44 +51,75 @@ def save_folder(model: KeyStepModel, folder: Path, dtype: torch.dtype) -> None:
             "image_std": model.image_std,
         }
         write_json(folder / "image_encoder/preprocessor_config.json", processor)
-    for name in ("tokenizer", "tokenizer_2"):
+    for name in backbone.tokenizers:
         save_tokenizer(getattr(pipe, name), model.folder and model.folder / name, folder / name)
     save_config(pipe.scheduler.config, folder / "scheduler/scheduler_config.json", type(pipe.scheduler).__name__)
     if model.resampler is not None:
         write(folder / ADAPTER_FILE, pipe.unet, model.resampler, dtype)
     if model.skill_transformer is not None:
         model.skill_transformer.save(folder / SKILL_TRANSFORMER_FILE, dtype)
+    if model.defaults:
+        write_json(folder / DEFAULTS_FILE, model.defaults)
     index = {key: value for key, value in pipe.config.items() if key not in ("image_encoder", "feature_extractor")}
     save_config(index, folder / "model_index.json", type(pipe).__name__)
 
 
-def check(folder: Path) -> None:
-    """Raise `KSGenError` for the first file of the folder that is missing or not whole."""
-    kind = check_folder(folder, "an SDXL folder of diffusers", NEEDED, (*WEIGHTS, "image_encoder"))
-    if not kind.startswith("StableDiffusionXL"):
-        raise KSGenError(f"{folder} holds a {kind}, wanted a StableDiffusionXLPipeline.")
+def _save_unet(unet: Any, folder: Path, dtype: torch.dtype) -> None:
+    """Without the adapter's layers, which hang inside it but belong to the adapter's file."""
+    from safetensors.torch import save_file
+
+    save_config(unet.config, folder / "config.json", type(unet).__name__)
+    state = {
+        # With an adapter, diffusers calls Kolors' projection of the texts otherwise than its file does.
+        key.replace("text_encoder_hid_proj.", "encoder_hid_proj."): tensor.detach().to("cpu", dtype).contiguous()
+        for key, tensor in unet.state_dict().items()
+        if "processor.to_k_ip" not in key and "processor.to_v_ip" not in key
+    }
+    path = folder / "diffusion_pytorch_model.safetensors"
+    write_atomically(path, lambda temporary: save_file(state, temporary, metadata={"format": "pt"}))
 
 
-def read_folder(folder: Path, dtype: torch.dtype):
-    """The folder's `StableDiffusionXLPipeline` and its image encoder or None.
+def check(folder: Path) -> Backbone:
+    """The folder's family. Raises `KSGenError` for the first file of the folder that is missing or not whole."""
+    kind = check_folder(folder, "an SDXL or Kolors folder of diffusers", ("model_index.json",), ())
+    for backbone in BACKBONES:
+        if kind.startswith(backbone.prefix):
+            weights = (*backbone.weights, "image_encoder")
+            check_folder(folder, f"a {backbone.name} folder of diffusers", backbone.needed, weights)
+            backbone.require()
+            return backbone
+    raise KSGenError(f"{folder} holds a {kind}, wanted a StableDiffusionXLPipeline or a KolorsPipeline.")
 
-    Raises `KSGenError` if a part cannot be read or lacks weights.
-    """
+
+def backbone_of(pipe: Any) -> Backbone:
+    """The family of a pipeline that was made in code."""
+    return next(backbone for backbone in BACKBONES if type(pipe).__name__.startswith(backbone.prefix))
+
+
+def read_pipe(folder: Path, backbone: Backbone, dtype: torch.dtype) -> Any:
+    """The folder's pipeline without image encoder. Raises `KSGenError` if a part cannot be read or lacks weights."""
     import diffusers
+
+    classes = backbone.classes()
+    kind = classes.pop("pipeline")
+    parts = {"unet": diffusers.UNet2DConditionModel, "vae": diffusers.AutoencoderKL, **classes}
+    absent = {"image_encoder": None, "feature_extractor": None}
+    return read_pipeline(folder, kind, **backbone.arguments, **absent, **read_parts(folder, parts, dtype))
+
+
+def read_image_encoder(folder: Path, dtype: torch.dtype) -> Any:
+    """A CLIP vision model with the weights in `folder`, of any size. Raises `KSGenError` if it cannot be read."""
     import transformers
 
-    classes = {
-        "unet": diffusers.UNet2DConditionModel,
-        "vae": diffusers.AutoencoderKL,
-        "text_encoder": transformers.CLIPTextModel,
-        "text_encoder_2": transformers.CLIPTextModelWithProjection,
-        "image_encoder": transformers.CLIPVisionModelWithProjection,
-    }
-    parts = read_parts(folder, classes, dtype)
-    image_encoder = parts.pop("image_encoder")
-    absent = {"image_encoder": None, "feature_extractor": None}
-    kind = diffusers.StableDiffusionXLPipeline
-    return read_pipeline(folder, kind, add_watermarker=False, **absent, **parts), image_encoder
+    files = sorted(folder.glob("*.safetensors"))
+    if not (folder / "config.json").is_file() or not files:
+        raise KSGenError(
+            f"{folder} is not an image encoder: it should hold config.json and .safetensors weights of a CLIP vision "
+            "model, as the folders called image_encoder beside IP-Adapter files do."
+        )
+    for file in files:
+        read_metadata(file)
+    return read_parts(folder.parent, {folder.name: transformers.CLIPVisionModelWithProjection}, dtype)[folder.name]
 
 
 def mean_and_std(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:

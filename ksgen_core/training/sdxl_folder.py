@@ -115,6 +115,9 @@ TINY = SDXLSizes(
 )
 """For tests: everything minimal, real all the same."""
 
+DRAWING = {"updates": 20, "guidance": 3.5}
+"""What suits these small models, as the folder's own draw settings."""
+
 
 def new_sdxl_folder(folder: str | Path, texts: list[str], sizes: SDXLSizes, seed: int = 0) -> None:
     """Write an untrained `<folder>/keysteps`, its tokenizers trained on `texts`. The same seed gives the same folder.
@@ -171,7 +174,9 @@ def _new_model(folder: Path, sizes: SDXLSizes) -> KeyStepModel:
             ff_width=sizes.skill_ff,
         )
     )
-    model = KeyStepModel(pipe, _new_image_encoder(sizes), _new_adapter(unet, sizes), skill, folder=folder)
+    model = KeyStepModel(
+        pipe, _new_image_encoder(sizes), _new_adapter(unet, sizes), skill, folder=folder, defaults=DRAWING
+    )
     for part in model.parts().values():
         part.eval()
     model.skill_transformer.empty_tokens.copy_(model.zero_image_tokens())
