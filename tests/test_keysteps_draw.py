@@ -255,7 +255,7 @@ def test_the_reference_stands_where_instruct_pix2pix_puts_it(trained, tmp_path):
 def test_a_plain_sdxl_folder_is_wired_and_draws_by_text_alone(plain):
     models = build.open_folder(plain.parent)
     image, plan = torch.rand(32, 32, 3), Plan("make tea", tuple(KeyStep(text) for text in TEXTS[:2]))
-    events = build.drawer(models, DrawSettings("text_only", updates=2))(image, plan, [1])
+    events = build.drawer(models, DrawSettings("text_only", updates=2))(image, plan, [1], {})
     assert [event.step for event in events if isinstance(event, KeyImage)] == [1]
     with pytest.raises(KSGenError, match="text_only"):
-        build.drawer(models, DrawSettings("skill_transformer", updates=2))(image, plan, [1])
+        build.drawer(models, DrawSettings("skill_transformer", updates=2))(image, plan, [1], {})

@@ -17,6 +17,7 @@ from torch import Tensor
 from .. import pixels
 from ..errors import KSGenError
 from ..pipeline import KeyImage, Update
+from ..sampling_diffusers import State
 from ..types import KeyStep, Plan, with_seeds
 from .policies import DrawSettings, resolve_policy
 
@@ -49,16 +50,6 @@ class Condition:
 
     def _parts(self) -> list[Any]:
         return [getattr(self, field.name) for field in fields(self)]
-
-
-@dataclass(frozen=True)
-class State:
-    """After update `number` of `total`: the sampler's latents and the clean ones it foresees now, both [B, Z, h, w]."""
-
-    number: int
-    total: int
-    latents: Tensor
-    foreseen: Tensor
 
 
 def draw_key_steps(
@@ -213,7 +204,7 @@ def draw_batch(
 def sample(
     model: KeyStepModel, condition: Condition, seeds: Sequence[int | None], settings: DrawSettings
 ) -> Iterator[State]:
-    """From noise to latents: yields the `State` after every update. The settings have nothing left open.
+    """From noise to latents [B, Z, h, w]: yields the `State` after every update. The settings have nothing left open.
 
     With guidance, `condition` holds the B empty conditions and then the B given ones. The noise of each picture comes
     from its own CPU generator, so it is the same in any batch and on any device (HOUSE.md, example 10).
