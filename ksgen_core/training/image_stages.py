@@ -18,9 +18,11 @@ from ..keysteps.sdxl_diffusers import KeyStepModel
 from ..pixels import from_uint8
 from ..tabletop.skills import SKILLS
 from .encoded import Encoded, bf16, digest
+from .encoded_plans import EncodedPlans
 from .judges import JUDGE_OUTPUTS
 from .loop import Progress, Recipe, fit
 from .pool import STEPS, Pool
+from .skill_stage import train_skill_transformer
 
 VAE = Recipe(iterations=9000, batch=6, rate=1.5e-3, ema=0.995, decay=0.0)
 ENCODERS = Recipe(iterations=7000, batch=40, rate=1.2e-3, warm_up=200, decay=0.05)
@@ -175,30 +177,8 @@ def train_encoders(model: KeyStepModel, pool: Pool, run: Path, recipe: Recipe = 
 
 
 def train_skill(model: KeyStepModel, data: Encoded, run: Path, recipe: Recipe = SKILL) -> Iterator[Progress]:
-    """Next-image-token prediction; the number of steps is drawn uniformly for every batch (METHOD.md)."""
-    skill = model.skill_transformer.train()
-    lengths = torch.tensor([len(texts) for texts in data.text_of])
-    most = int(lengths.max())
-
-    def losses_of(_: int, generator: torch.Generator) -> dict[str, Tensor]:
-        steps = int(torch.randint(2, most + 1, (), generator=generator))
-        fits = torch.nonzero(lengths >= min(steps, 3))[:, 0]
-        chosen = fits[torch.randint(len(fits), (recipe.batch,), generator=generator)].tolist()
-        tokens = torch.zeros(recipe.batch, steps, *data.zero.shape)
-        is_step = torch.zeros(recipe.batch, steps, dtype=torch.bool)
-        texts = torch.zeros(recipe.batch, most, dtype=torch.long)
-        for b, i in enumerate(chosen):
-            n = min(steps, len(data.text_of[i]))
-            tokens[b, :n] = data.tokens[data.first[i] : data.first[i] + n].float()
-            is_step[b, :n] = True
-            texts[b, : len(data.text_of[i])] = torch.tensor(data.text_of[i])
-        mask = data.mask[texts] & (texts > 0)[..., None]
-        with bf16(model):
-            loss = skill.loss(*(t.to(model.device) for t in (tokens, data.text[texts], mask, is_step)))
-        return {"loss": loss.float()}
-
-    yield from fit("skill", skill, losses_of, recipe, run, seen=data.seen)
-    skill.eval()
+    """The Skill Transformer on the pool's plans, by the code of `ksgen train skill-transformer`."""
+    yield from train_skill_transformer(model.skill_transformer, EncodedPlans.of(data), run, recipe)
 
 
 def train_backbone(

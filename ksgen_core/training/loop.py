@@ -1,7 +1,7 @@
 """One training loop for every model: AdamW under a cosine, moving average, checkpoints, resume, a log of losses.
 
 The random numbers of an iteration depend on its number alone, so a run that was killed and resumed goes on as if it
-had not been.
+had not been, and several processes that share an iteration's batch agree on what is in it.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..checkpoints import write_atomically
 from ..errors import KSGenError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ def fit(
     report: int = 50,
     keep: int = 250,
     seen: str = "",
+    accelerator: Accelerator | None = None,
 ) -> Iterator[Progress]:
     """Train `model` in place; yields a `Progress` every `report` iterations, keeps a checkpoint every `keep`.
 
@@ -79,9 +84,16 @@ def fit(
     the log in `<run>/<name>.log.jsonl`. At the end the moving average, if any, is what the model holds. A finished
     training is not done again: the model is loaded from its state. `seen` stands for what it is trained on, e.g. the
     digest of the models before it. Raises `KSGenError` if the state is that of another training.
+
+    With an `accelerator` of several processes all of them call this with equal models and share one `run`. Each one's
+    `losses_of` sees the same generator, takes its own rows of the batch and weighs their losses so that the mean over
+    the processes is the loss of the whole batch. Gradients and losses are averaged, all of them read the state, the
+    main one alone writes.
     """
     run.mkdir(parents=True, exist_ok=True)
     path = run / f"{name}.state"
+    shared = accelerator is not None and accelerator.num_processes > 1
+    writes = accelerator is None or accelerator.is_main_process
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=recipe.rate, weight_decay=recipe.decay, betas=(0.9, 0.99))
     average = {k: v.detach().clone() for k, v in model.state_dict().items()} if recipe.ema else {}
@@ -98,6 +110,8 @@ def fit(
         for key, value in state["average"].items():
             average[key].copy_(value)
         start = state["iteration"]
+    if writes:
+        _forget_after(run / f"{name}.log.jsonl", start)
     # On processors torch's fused attention spends a third of a UNet's iteration on its way back; written out, a tenth.
     on_processor = all(p.device.type == "cpu" for p in parameters)
     sums: dict[str, float] = {}
@@ -111,6 +125,8 @@ def fit(
         with sdpa_kernel(SDPBackend.MATH) if on_processor else nullcontext():
             losses = losses_of(iteration, generator)
             torch.stack(list(losses.values())).sum().backward()
+        if shared:
+            losses = _average(accelerator, parameters, losses)
         nn.utils.clip_grad_norm_(parameters, recipe.clip)
         optimiser.step()
         if average:
@@ -120,14 +136,40 @@ def fit(
         done = iteration + 1
         if done % report == 0:
             progress = Progress(name, done, recipe.iterations, sums, (time.monotonic() - clock) / report)
-            with open(run / f"{name}.log.jsonl", "a") as log:
-                log.write(json.dumps({"iteration": done, "rate": recipe.rate_at(iteration), **sums}) + "\n")
+            if writes:
+                note(run, name, {"iteration": done, "rate": recipe.rate_at(iteration), **sums})
             yield progress
             sums, clock = {}, time.monotonic()
-        if done % keep == 0 or done == recipe.iterations:
+        if writes and (done % keep == 0 or done == recipe.iterations):
             _save(path, model, optimiser, average, done, _of(recipe, seen))
     if average:
         model.load_state_dict(average)
+
+
+def note(run: Path, name: str, entry: Mapping[str, object]) -> None:
+    """Add a line to the log of a training; `entry` says after which iteration."""
+    with open(run / f"{name}.log.jsonl", "a") as log:
+        log.write(json.dumps(dict(entry)) + "\n")
+
+
+def _forget_after(log: Path, iteration: int) -> None:
+    """Take out of a log what was done after the last checkpoint: it is done, and noted, again."""
+    lines = log.read_text().splitlines(keepends=True) if log.exists() else []
+    left = [line for line in lines if line.endswith("\n") and json.loads(line)["iteration"] <= iteration]
+    if left != lines:
+        write_atomically(log, lambda temporary: Path(temporary).write_text("".join(left)))
+
+
+def _average(accelerator: Accelerator, parameters: Sequence[Tensor], losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Every gradient becomes its mean over the processes, in one message -> the losses' means."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    values = torch.stack([value.detach().to(gradients[0]) for value in losses.values()])
+    sent = torch.cat([*(gradient.flatten() for gradient in gradients), values])
+    mean = accelerator.reduce(sent, "mean")
+    *parts, values = mean.split([*(gradient.numel() for gradient in gradients), len(values)])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
+    return dict(zip(losses, values.unbind(), strict=True))
 
 
 def _of(recipe: Recipe, seen: str) -> str:

@@ -1,0 +1,241 @@
+"""`ksgen train skill-transformer`: train a Skill Transformer on your own skills, for any SDXL or Kolors folder.
+
+Texts and key images are encoded once and kept in the run's folder; then the encoders leave and the Skill Transformer
+is trained on their tensors. A killed run goes on where it was, by the same command. Several GPUs, or machines that
+share the run's folder: `accelerate launch -m ksgen_core.cli train skill-transformer ...`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .. import build, pixels
+from ..checkpoints import write_atomically
+from ..errors import KSGenError
+from ..keysteps.policies import DrawSettings
+from ..keysteps.sdxl_diffusers import KeyStepModel, draw_key_steps
+from ..keysteps.skill_transformer import SkillTransformer, SkillTransformerConfig
+from ..pipeline import KeyImage
+from .dataset import Record, read_records
+from .encoded_plans import NO_ENCODERS, Share, encode_records, only_of
+from .loop import Recipe, note
+from .skill_stage import plans_of, spoken, target_mean, train_skill_transformer, validate
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+RECIPE = Recipe(iterations=20_000, batch=64, rate=1e-4, warm_up=500, ema=0.999, clip=0.25)
+"""For full-size models: rate and gradient norm are METHOD.md's."""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PICTURES = 4
+"""Records of a grid of pictures: of each a step in the middle."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    accelerator = _accelerator(arguments.device)
+    device = torch.device(accelerator.device if accelerator else _device(arguments.device))
+    precision = _precision(arguments.dtype, device)
+    told = print if accelerator is None or accelerator.is_main_process else _silence
+    records = read_records(arguments.data)
+    training = only_of(records, "train", arguments.max_images)
+    validation = only_of(records, "validation", arguments.max_images)
+    if not training:
+        raise KSGenError(f"{arguments.data} has no record of two or more steps to train on. See docs/DATASET.md.")
+    told(f"{len(training)} records to train on, {len(validation)} to validate")
+
+    # Weights in half precision only where they are loaded to save the device's memory.
+    weights = torch.float32 if device.type == "cpu" else precision
+    folder = arguments.keysteps or build.MINI / "keysteps"
+    adapters = {"adapter": arguments.adapter, "image_encoder": arguments.image_encoder}
+
+    def only_encoders() -> KeyStepModel:
+        def place(model: KeyStepModel) -> None:
+            for name, part in model.parts().items():
+                if name not in NO_ENCODERS:
+                    part.to(device)
+
+        return KeyStepModel.load(folder, device, weights, place=place, **adapters)
+
+    share = Share()
+    if accelerator:
+        share = Share(accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone)
+    plans = encode_records(
+        only_encoders,
+        [*training, *validation],
+        arguments.run / "encoded",
+        batch=arguments.encode_batch,
+        precision=precision,
+        share=share,
+        told=told,
+    )
+    held_out = plans_of(plans, range(len(training), len(plans.images)))
+    plans = plans_of(plans, range(len(training)))
+
+    torch.manual_seed(arguments.seed)
+    skill = SkillTransformer(_config(arguments, plans.zero.shape, plans.texts[0].shape[-1]))
+    skill.empty_tokens.copy_(plans.zero)
+    skill.to(device)
+    recipe = Recipe(**{field.name: getattr(arguments, field.name) for field in fields(Recipe)})
+    main_process = accelerator is None or accelerator.is_main_process
+    mean = target_mean(plans) if validation and main_process else plans.zero
+
+    def due(iteration: int, every: int) -> bool:
+        """Is this the end, or the first report after a multiple of `every`?"""
+        return bool(every) and (iteration == recipe.iterations or iteration % every < arguments.report_every)
+
+    def look(iteration: int, weights_are: str) -> None:
+        """Validate and draw with the model as it is."""
+        if validation and due(iteration, arguments.validate_every):
+            figures = validate(skill, held_out, mean, precision)
+            note(arguments.run, "skill", {"iteration": iteration, "weights": weights_are, "validation": figures})
+            told(f"validation after {iteration} ({weights_are}): {spoken(figures)}")
+        if due(iteration, arguments.pictures_every):
+            model = KeyStepModel.load(folder, device, weights, **adapters)
+            path = arguments.run / f"skill-pictures/{iteration:06d}.png"
+            write_pictures(model, skill, (validation or training)[:PICTURES], path)
+
+    events = train_skill_transformer(
+        skill,
+        plans,
+        arguments.run,
+        recipe,
+        precision=precision,
+        context_weight=arguments.context_weight,
+        accelerator=accelerator,
+        report=arguments.report_every,
+        keep=arguments.keep_every,
+    )
+    for progress in events:
+        told(progress, flush=True)
+        if main_process and progress.iteration < progress.total:
+            look(progress.iteration, "as they are")
+    if main_process:
+        look(recipe.iterations, "average" if recipe.ema else "as they are")
+        skill.save(arguments.out, DTYPES[arguments.save_dtype])
+        told(f"wrote {arguments.out}")
+    share.wait()
+    return 0
+
+
+@torch.no_grad()
+def write_pictures(model: KeyStepModel, skill: SkillTransformer, records: Sequence[Record], path: Path) -> None:
+    """A grid of a step in the middle of each record: the true key image above the one drawn with this `skill`.
+
+    `skill` stays as it is, and so do all random numbers. Raises `KSGenError` if the file cannot be written.
+    """
+    model.skill_transformer = copy.deepcopy(skill).to(model.device, model.dtype).eval()
+    model.check_fit()
+    columns = []
+    with torch.random.fork_rng():
+        for record in records:
+            step = len(record.steps) // 2
+            events = draw_key_steps(model, record.image(0), record.plan, [step], DrawSettings("skill_transformer"))
+            made = next(event.image for event in events if isinstance(event, KeyImage))
+            columns.append(torch.cat([pixels.fit(record.image(step), *made.shape[:2]), made]))
+    write_atomically(path, pixels.to_pil(torch.cat(columns, dim=1)).save)
+
+
+def _accelerator(device: str) -> Accelerator | None:
+    """One of several processes that `accelerate launch` started, or None for one alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return None
+    from accelerate import Accelerator, InitProcessGroupKwargs
+
+    # The others wait while one of them draws pictures, or has more to encode.
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=3))
+    return Accelerator(cpu=device == "cpu", kwargs_handlers=[patience])
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name).cpu()
+    except (RuntimeError, AssertionError, ImportError) as error:  # what torch raises depends on its build
+        raise KSGenError(f"--device {name!r} cannot be used ({error}). Choose another one, or auto.") from error
+    return name
+
+
+def _precision(name: str, device: torch.device) -> torch.dtype:
+    """bfloat16 by itself only where the device computes in it."""
+    if name != "auto":
+        return DTYPES[name]
+    able = device.type == "cpu" or device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if able else torch.float32
+
+
+def _config(arguments: argparse.Namespace, tokens: Sequence[int], text_width: int) -> SkillTransformerConfig:
+    try:
+        return SkillTransformerConfig(
+            token_width=tokens[1],
+            text_width=text_width,
+            tokens_per_image=tokens[0],
+            max_images=arguments.max_images,
+            width=arguments.width,
+            layers=arguments.layers,
+            heads=arguments.heads,
+            ff_width=arguments.ff_width,
+            dropout=arguments.dropout,
+        )
+    except ValueError as error:
+        raise KSGenError(f"These sizes do not make a Skill Transformer: {error}.") from error
+
+
+def _silence(*_given: object, **_options: object) -> None:
+    """What processes beside the main one say."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ksgen train skill-transformer", description=__doc__)
+
+    def add(name: str, what: str, default: Any = None, **options: Any) -> None:
+        if isinstance(default, int | float):
+            what, options = f"{what} (default: {default})", {"type": type(default), "metavar": "N", **options}
+        parser.add_argument(name, help=what, default=default, **options)
+
+    path = {"type": Path, "metavar": "PATH"}
+    add("--data", "data set: a folder or WebDataset shards, see docs/DATASET.md", required=True, metavar="PATH")
+    add("--keysteps", "a diffusers SDXL or Kolors folder (default: the embedded model)", **path)
+    add("--adapter", "the IP-Adapter-Plus file, if not in that folder", **path)
+    add("--image-encoder", "the folder of its image encoder, if not in that folder", **path)
+    add("--out", "the weights file to write, .safetensors", required=True, **path)
+    add("--run", "where encoded data, state, log and pictures lie", Path("runs/skill-transformer"), **path)
+    add("--device", "auto, cpu, cuda, cuda:1, mps", "auto")
+    add("--dtype", "precision to encode and train in", "auto", choices=("auto", "float32", "bfloat16"))
+    add("--save-dtype", "precision of the weights in the file", "float32", choices=tuple(DTYPES))
+    add("--iterations", "how long to train", RECIPE.iterations)
+    add("--batch", "plans of an iteration, over all processes", RECIPE.batch)
+    add("--rate", "learning rate at its highest", RECIPE.rate)
+    add("--warm-up", "iterations until the rate is that high", RECIPE.warm_up)
+    add("--decay", "weight decay", RECIPE.decay)
+    add("--ema", "moving average of the weights, 0 for none", RECIPE.ema)
+    add("--clip", "largest norm of a gradient", RECIPE.clip)
+    add("--seed", "of weights and batches", RECIPE.seed)
+    add("--context-weight", "how much staying near the initial picture counts", 0.0)
+    add("--width", "inner width", 1024)
+    add("--layers", "decoder blocks", 4)
+    add("--heads", "attention heads", 16)
+    add("--ff-width", "width between the two layers of a feed-forward", 4096)
+    add("--dropout", "chance of dropping a value", 0.0)
+    add("--max-images", "the most steps that a plan may have", 8)
+    add("--encode-batch", "pictures or texts encoded at once", 16)
+    add("--validate-every", "iterations", 1000)
+    add("--pictures-every", "iterations, 0 for no pictures", 2000)
+    add("--report-every", "iterations", 50)
+    add("--keep-every", "iterations between two states on disk", 250)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
