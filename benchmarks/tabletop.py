@@ -30,7 +30,8 @@ from report import REPORTS, markdown, write_report  # noqa: E402
 
 from ksgen_core import build  # noqa: E402
 from ksgen_core.cli_library import whole_number  # noqa: E402
-from ksgen_core.clips.wan_diffusers import RenderSettings, render_clips  # noqa: E402
+from ksgen_core.clips.render import render_clips  # noqa: E402
+from ksgen_core.clips.settings import RenderSettings  # noqa: E402
 from ksgen_core.keysteps.draw import draw_key_steps  # noqa: E402
 from ksgen_core.keysteps.policies import POLICIES, DrawSettings  # noqa: E402
 from ksgen_core.metrics.motion import dis_flow, motion_distance  # noqa: E402

@@ -15,8 +15,8 @@ from .storyboard import check_clips
 if TYPE_CHECKING:
     import torch
 
+    from ..ksgen_core.clips.clip_diffusers import ClipModel
     from ..ksgen_core.clips.settings import RenderSettings
-    from ..ksgen_core.clips.wan_diffusers import ClipModel
     from ..ksgen_core.film.join import FilmSettings
     from ..ksgen_core.film.subtitles import Span
     from ..ksgen_core.pipeline import StepClip, Update

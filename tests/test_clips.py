@@ -9,15 +9,11 @@ import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler
 from tiny_clips import FAST, PLAN, TEXTS, clip_model, clips_folder, film, picture, render, weights
 
+from ksgen_core.clips.clip_diffusers import ClipModel
 from ksgen_core.clips.framewise import FramewiseConv, make_framewise
-from ksgen_core.clips.wan_diffusers import (
-    ClipModel,
-    RenderSettings,
-    encode_text_native,
-    fold_latent_statistics,
-    render_clip,
-    render_clips,
-)
+from ksgen_core.clips.render import clip_size, encode_text_native, render_clip, render_clips
+from ksgen_core.clips.settings import RenderSettings
+from ksgen_core.clips.wan_diffusers import fold_latent_statistics
 from ksgen_core.errors import KSGenError
 from ksgen_core.pipeline import StepClip, Update
 from ksgen_core.training.wan_folder import TINY
@@ -205,15 +201,15 @@ def test_events_come_in_order_with_previews(model):
     assert frames.shape == (5, 32, 32, 3) and frames.dtype == torch.float32 and events[3].clip.fps == 8.0
 
 
-def test_a_step_is_the_same_alone_and_in_any_batch(model):
+def test_a_step_is_the_same_alone_and_in_any_order(model):
     images = [picture(k) for k in range(3)]
     alone = render(model, [2], [images[2]])[2]
-    one_by_one = render(model, [0, 1, 2], images)
-    together = render(model, [2, 0, 1], [images[2], *images[:2]], settings=replace(FAST, batch=3))
-    assert one_by_one[2].equal(alone)
-    assert list(together) == [2, 0, 1]
-    for k, frames in together.items():
-        torch.testing.assert_close(frames, one_by_one[k], atol=5e-5, rtol=0)
+    in_order = render(model, [0, 1, 2], images)
+    turned = render(model, [2, 0, 1], [images[2], *images[:2]])
+    assert in_order[2].equal(alone)
+    assert list(turned) == [2, 0, 1]
+    for k, frames in turned.items():
+        assert frames.equal(in_order[k])
 
 
 def test_text_seed_and_picture_of_a_step_all_matter(model):
@@ -290,10 +286,10 @@ def test_two_transformers_share_the_work_as_in_the_stock_pipeline(tmp_path):
     torch.testing.assert_close(ours.movedim(-1, 1)[None], theirs, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("frames", "nearest"), [(16, "13 and 17"), (18, "17 and 21"), (4, "5"), (0, "5"), (-3, "5")])
-def test_frames_are_a_multiple_of_four_plus_one(frames, nearest):
+@pytest.mark.parametrize(("frames", "nearest"), [(16, "13 and 17"), (18, "17 and 21"), (4, "5"), (82, "81")])
+def test_frames_are_a_multiple_of_four_plus_one(model, frames, nearest):
     with pytest.raises(KSGenError, match=rf"got {frames}\b.*{nearest}"):
-        RenderSettings(frames=frames)
+        render_clip(model, picture(), PLAN, 0, RenderSettings(frames=frames))
 
 
 @pytest.mark.parametrize(
@@ -306,7 +302,10 @@ def test_frames_are_a_multiple_of_four_plus_one(frames, nearest):
         {"frames": 17.0},
         {"fps": 0},
         {"fps": float("inf")},
-        {"batch": 0},
+        {"frames": 0},
+        {"frames": -3},
+        {"size": (32,)},
+        {"size": (32, 0)},
     ],
 )
 def test_nonsense_is_refused(wrong):
@@ -314,14 +313,34 @@ def test_nonsense_is_refused(wrong):
         RenderSettings(**wrong)
 
 
-def test_a_picture_of_the_wrong_size_is_refused_with_the_nearest_one(model):
-    with pytest.raises(KSGenError, match="got 50x40.*48x32"):
-        render_clip(model, picture(0, 40, 50), PLAN, 0, FAST)
+def test_a_clip_has_its_pictures_size_or_what_fits_next_to_it(model):
+    assert render(model, [0], [picture(0, 32, 48)])[0].shape == (5, 32, 48, 3)
+    assert render(model, [0], [picture(0, 40, 50)])[0].shape == (5, 32, 48, 3)
+    asked = render(model, [0], [picture(0, 40, 50)], settings=replace(FAST, size=(48, 32)))[0]
+    assert asked.shape == (5, 48, 32, 3)
+    with pytest.raises(KSGenError, match="multiples of 16 pixels, got 50x40.*48x32"):
+        render_clip(model, picture(), PLAN, 0, replace(FAST, size=(40, 50)))
+
+
+def test_a_large_picture_is_shrunk_and_a_small_one_never_enlarged(model):
+    height, width = model.family.area
+    for shape, wanted in [
+        ((height, width), (height, width)),
+        ((2 * height, 2 * width), (height, width)),
+        ((720, 1280), (464, 832)),  # the same pixels in these proportions, rounded down to multiples of 16
+        ((1024, 1024), (624, 624)),
+        ((17, 31), (16, 16)),
+    ]:
+        assert clip_size(model, torch.zeros(*shape, 3)) == wanted
+    with pytest.raises(KSGenError, match="15x100 pixels is too small"):
+        clip_size(model, torch.zeros(100, 15, 3))
+
+
+def test_what_cannot_be_rendered_is_refused_before_anything_is(model):
     with pytest.raises(ValueError, match="steps 0..2"):
         render_clip(model, picture(), PLAN, 3, FAST)
     with pytest.raises(ValueError, match="key image"):
         render_clips(model, [picture()], PLAN, [0, 1], FAST)
-    assert render(model, [0], [picture(0, 32, 48)])[0].shape == (5, 32, 48, 3)
 
 
 def test_golden_slice():

@@ -8,7 +8,9 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from ksgen_core.clips.wan_diffusers import ClipModel, RenderSettings, render_clips
+from ksgen_core.clips.clip_diffusers import ClipModel
+from ksgen_core.clips.render import render_clips
+from ksgen_core.clips.settings import RenderSettings
 from ksgen_core.pipeline import StepClip
 from ksgen_core.training.wan_folder import TINY, new_wan_folder
 from ksgen_core.types import KeyStep, Plan

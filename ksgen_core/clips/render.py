@@ -1,12 +1,14 @@
-"""Renders clips: conditions, then the sampler's loop over transformer and scheduler.
+"""Renders clips with a model of any family: sizes, lengths and texts, then the pipeline's own call for each clip.
 
-Legend: B clips rendered together, F frames, H, W pixels, Z latent channels, f, h, w latents, L tokens, C their width.
+Legend: F frames, H, W pixels, L tokens, C their width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,42 +18,30 @@ from .. import pixels
 from ..errors import KSGenError
 from ..pipeline import StepClip, Update
 from ..types import Clip, Plan, with_seeds
-from .settings import RenderSettings
+from .families import check_frames, legal_frames
+from .settings import Defaults, RenderSettings
+from .ways import Shot
 
 if TYPE_CHECKING:
-    from .wan_diffusers import ClipModel
-
-
-@dataclass(frozen=True)
-class Condition:
-    """What steers the backbone: text [B, L, C], the same of no text for guidance or None, first [B, 4 + Z, f, h, w]."""
-
-    text: Tensor
-    empty: Tensor | None
-    first: Tensor
-
-    def __getitem__(self, rows: slice) -> Condition:
-        parts = ((f.name, getattr(self, f.name)) for f in fields(self))
-        return Condition(**{name: None if part is None else part[rows] for name, part in parts})
-
-
-@dataclass(frozen=True)
-class State:
-    """Where the sampler is: its latents, and the clean ones that it foresees now, both [B, Z, f, h, w]."""
-
-    latents: Tensor
-    foreseen: Tensor
+    from .clip_diffusers import ClipModel
+    from .wan_diffusers import WanClipModel
 
 
 def render_clip(
-    model: ClipModel, image: Tensor, plan: Plan, step: int, settings: RenderSettings | None = None
+    model: ClipModel,
+    image: Tensor,
+    plan: Plan,
+    step: int,
+    settings: RenderSettings | None = None,
+    end: Tensor | None = None,
 ) -> Iterator[Update | StepClip]:
     """Render the clip of step `step` (number from 0) from its key image [H, W, 3], its first frame.
 
-    Yields an `Update` per sampler update and then the `StepClip` (float32 0..1 on the CPU, of the picture's size).
-    A step without a seed counts its from 0. Raises `KSGenError` if the picture's size does not fit.
+    `end` is the next step's key image, which the clip ends in with `settings.last_frame`. Yields an `Update` per
+    sampler update and then the `StepClip` (float32 0..1 on the CPU, see `clip_size`). A step without a seed counts its
+    from 0. Raises `KSGenError` if the model cannot do what is asked for.
     """
-    return render_clips(model, [image], plan, [step], settings)
+    return render_clips(model, [image], plan, [step], settings, ends={} if end is None else {step: end})
 
 
 def render_clips(
@@ -60,95 +50,149 @@ def render_clips(
     plan: Plan,
     steps: Sequence[int],
     settings: RenderSettings | None = None,
+    *,
+    ends: Mapping[int, Tensor] | None = None,
 ) -> Iterator[Update | StepClip]:
     """Render the clips of `steps` (numbers from 0), which do not depend on each other; `images` has one for each.
 
-    As `render_clip`, but `settings.batch` clips at once; the events of a batch's clips come together.
+    As `render_clip`. `ends` are the pictures [H, W, 3] to end in by the number of the step; those that it lacks are
+    the next steps' in `images`. A step's `seconds` become the nearest legal number of frames. Numbers of updates count
+    through all steps.
     """
     settings = settings or RenderSettings()
     if wrong := [k for k in steps if not 0 <= k < len(plan.steps)]:
         raise ValueError(f"the plan has steps 0..{len(plan.steps) - 1}, got {wrong}")
     if len(images) != len(steps):
         raise ValueError(f"every step needs its key image, got {len(images)} for {len(steps)} steps")
-    for image in images:
-        _check_size(model, image)
-    return _render(model, [pixels.one_picture(image) for image in images], with_seeds(plan, 0), list(steps), settings)
+    if settings.negative and not model.family.text:
+        raise KSGenError(f"{model.family.name} takes no text, so none to stay away from. Leave the negative text out.")
+    images = [pixels.one_picture(image) for image in images]
+    ends = _ends(model, images, plan, steps, settings, ends or {})
+    plan, chosen = with_seeds(plan, 0), model.defaults.over(settings)
+    check_frames(model.family, chosen.frames)
+    seconds = [plan.steps[k].seconds for k in steps]
+    frames = [chosen.frames if s is None else legal_frames(model.family, s, chosen.fps) for s in seconds]
+    sizes = [clip_size(model, image, settings.size) for image in images]
+    works = [
+        _Work(k, _fitted(image, size), _fitted(ends[k], size) if k in ends else None, count)
+        for k, image, size, count in zip(steps, images, sizes, frames, strict=True)
+    ]
+    return _render(model, works, plan, chosen)
 
 
-def encode_text_native(model: ClipModel, text: str) -> Tensor:
+def clip_size(model: ClipModel, image: Tensor, size: tuple[int, int] | None = None) -> tuple[int, int]:
+    """Height and width of the clip that a key image [H, W, 3] becomes: `size` if that is given, else its own.
+
+    Sides are multiples of the model's `side_multiple`: a `size` that is not so is refused, a picture's own is rounded
+    down. A picture of more pixels than its family was made for is shrunk to as many, in the same proportions (as
+    https://huggingface.co/Wan-AI/Wan2.1-I2V-14B-480P-Diffusers does it); a smaller one is never enlarged. A model that
+    renders one size only does so with every picture. What is cut off for that is cut off on both sides alike.
+    """
+    multiple, only = model.side_multiple, model.own_size
+    if size is not None:
+        if any(side % multiple for side in size) or size != (only or size):
+            what = f"is {only[1]}x{only[0]}" if only else f"has sides that are multiples of {multiple} pixels"
+            nearest = only or tuple(max(1, round(side / multiple)) * multiple for side in size)
+            raise KSGenError(
+                f"A clip of this {model.family.name} {what}, got {size[1]}x{size[0]}. Ask for "
+                f"{nearest[1]}x{nearest[0]}, or for no size."
+            )
+        return size
+    if only:
+        return only
+    height, width = image.shape[-3:-1]
+    shrink = min(1.0, math.sqrt(math.prod(model.family.area) / (height * width)))
+    # A hair more, lest a product of roots falls short of the whole number that it is.
+    fitting = tuple(int(side * shrink * (1 + 1e-9)) // multiple * multiple for side in (height, width))
+    if not all(fitting):
+        raise KSGenError(
+            f"A key image of {width}x{height} pixels is too small for {model.family.name}. Give one of at least "
+            f"{multiple}x{multiple}."
+        )
+    return fitting[0], fitting[1]
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A step and what its clip is made from: pictures [H, W, 3] of its size, and how many frames."""
+
+    step: int
+    image: Tensor
+    last: Tensor | None
+    frames: int
+
+
+def encode_text_native(model: WanClipModel, text: str) -> Tensor:
     """A text -> [1, L, C] on the CPU, padded as for this model: the tensor of ComfyUI's CONDITIONING."""
     with torch.no_grad():
         return model.encode_texts([text]).float().cpu()
 
 
-def _check_size(model: ClipModel, image: Tensor) -> None:
-    height, width = image.shape[-3], image.shape[-2]
-    multiple = model.side_multiple
-    if height % multiple or width % multiple:
-        fitting = [max(1, round(side / multiple)) * multiple for side in (width, height)]
+def _ends(
+    model: ClipModel,
+    images: Sequence[Tensor],
+    plan: Plan,
+    steps: Sequence[int],
+    settings: RenderSettings,
+    given: Mapping[int, Tensor],
+) -> Mapping[int, Tensor]:
+    """The pictures that clips end in, by step: none, unless that is wanted or the family cannot do without."""
+    family = model.family
+    if settings.last_frame and not family.last_frame:
         raise KSGenError(
-            f"The sides of a key image must be multiples of {multiple} pixels to become a clip, got {width}x{height}. "
-            f"Resize it, e.g. to {fitting[0]}x{fitting[1]}."
+            f"{family.name} cannot end a clip in a given picture. Turn the last frame off, or choose a model that can."
         )
+    if not settings.last_frame and not family.needs_last_frame:
+        return {}
+    by_step = dict(zip(steps, images, strict=True))
+    ends = {k: given.get(k, by_step.get(k + 1)) for k in steps}
+    for k, end in ends.items():
+        if end is None and family.needs_last_frame:
+            raise KSGenError(
+                f"{family.name} makes a clip between two pictures, and there is none for step {k + 1} to end in. Leave "
+                "that step out, or choose a model that starts from one picture alone."
+            )
+        if end is None and k + 1 < len(plan.steps):
+            raise KSGenError(
+                f"Step {k + 1} is to end in the key image of the step after it, which is not there. Turn the last "
+                "frame off: clips that start where the one before ended cannot also end in a key image."
+            )
+    return {k: end for k, end in ends.items() if end is not None}
+
+
+def _fitted(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """The picture in that size; one that has it stays as it is, also off the 8-bit grid."""
+    image = pixels.one_picture(image)
+    return image if image.shape[:2] == size else pixels.fit(image, *size)
 
 
 # As a decorator, and not around the body: that would leave gradients off in the caller's code between two events.
 @torch.no_grad()
-def _render(
-    model: ClipModel, images: list[Tensor], plan: Plan, steps: list[int], settings: RenderSettings
-) -> Iterator[Update | StepClip]:
-    batches = [slice(i, i + settings.batch) for i in range(0, len(steps), settings.batch)]
-    total = len(batches) * settings.updates
-    for number, rows in enumerate(batches):
-        batch, firsts = steps[rows], torch.stack(images[rows])
-        condition = conditions(model, firsts, [plan.steps[k].text for k in batch], settings)
-        seeds = [plan.steps[k].seed for k in batch]
-        colours = pixels.latent_colours(condition.first[0, -model.latent_channels :, 0], firsts[0])
-        latents = None
-        for update, state in enumerate(sample(model, condition, seeds, settings), 1):
-            latents = state.latents
-            rough = pixels.preview(state.foreseen[:, :, -1], colours, firsts.shape[1])
-            yield Update("render", tuple(batch), number * settings.updates + update, total, rough)
-        for k, latent in zip(batch, latents, strict=True):
-            film = model.decode_latents(latent[None])[0].cpu()
-            yield StepClip(k, Clip.of(film, settings.fps))
-
-
-@torch.no_grad()
-def conditions(model: ClipModel, images: Tensor, texts: list[str], settings: RenderSettings) -> Condition:
-    """The condition of a batch: first frames [B, H, W, 3] and their texts."""
-    empty = None if settings.guidance == 1 else model.encode_texts([""]).expand(len(texts), -1, -1)
-    return Condition(model.encode_texts(texts), empty, model.condition(images.to(model.device), settings.frames))
-
-
-@torch.no_grad()
-def sample(model: ClipModel, condition: Condition, seeds: Sequence[int], settings: RenderSettings) -> Iterator[State]:
-    """From noise to latents: yields the `State` after every update.
-
-    The noise of each clip comes from its own CPU generator, so it is the same in any batch and on any device
-    (HOUSE.md, example 10); it is also what ComfyUI's samplers draw for this seed.
-    """
-    # One of its own: a scheduler counts its updates, and the model may be in use elsewhere.
-    scheduler = type(model.pipe.scheduler).from_config(model.pipe.scheduler.config)
-    scheduler.set_timesteps(settings.updates, device=model.device)
-    shape = (model.latent_channels, *condition.first.shape[2:])
-    noise = [torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds]
-    latents = torch.stack(noise).to(model.device)
-    sigmas = scheduler.sigmas.tolist()
-    for number, t in enumerate(scheduler.timesteps):
-        transformer = _transformer_at(model, float(t))
-        velocity = model.predict(latents, t, condition.text, condition.first, transformer)
-        if condition.empty is not None:
-            without = model.predict(latents, t, condition.empty, condition.first, transformer)
-            velocity = without + settings.guidance * (velocity - without)
-        foreseen = latents - sigmas[number] * velocity
-        latents = scheduler.step(velocity, t, latents, return_dict=False)[0]
-        yield State(latents, foreseen)
-
-
-def _transformer_at(model: ClipModel, timestep: float) -> torch.nn.Module:
-    """Wan 2.2 has one transformer for much noise and one for little; the pipeline's config says the border."""
-    ratio = model.pipe.config.boundary_ratio
-    if ratio is None or timestep >= ratio * model.pipe.scheduler.config.num_train_timesteps:
-        return model.pipe.transformer
-    return model.pipe.transformer_2
+def _render(model: ClipModel, works: list[_Work], plan: Plan, chosen: Defaults) -> Iterator[Update | StepClip]:
+    # The texts of the whole plan, so that the text encoders are done when the first clip begins.
+    negative = [chosen.negative] if max(chosen.guidance, chosen.guidance_2 or 1) > 1 else []
+    kept = model.encode([*(step.text for step in plan.steps), *negative])
+    for done, work in enumerate(works):
+        step = plan.steps[work.step]
+        shot = Shot(
+            image=work.image,
+            last=work.last,
+            frames=work.frames,
+            updates=chosen.updates,
+            guidance=chosen.guidance,
+            guidance_2=chosen.guidance_2,
+            fps=chosen.fps,
+            seed=step.seed or 0,
+            text=kept[step.text],
+            negative=kept[negative[0]] if negative else {},
+        )
+        with closing(model.make(shot)) as states:
+            while True:
+                try:
+                    state = next(states)
+                except StopIteration as end:
+                    frames = end.value
+                    break
+                number, total = done * state.total + state.number, len(works) * state.total
+                yield Update("render", (work.step,), number, total, model.preview(state, work.image))
+        yield StepClip(work.step, Clip.of(frames, chosen.fps))

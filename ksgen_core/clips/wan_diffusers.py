@@ -1,7 +1,8 @@
-"""The clip model: Wan image-to-video (the 2.2 kind: 36 input channels, no image encoder), read from a diffusers folder.
+"""Wan's clip model: what the adapter needs of it, and its forward passes for training and for ComfyUI's own nodes.
 
     model_index.json transformer/ vae/ text_encoder/ tokenizer/ scheduler/     a WanImageToVideoPipeline
-    transformer_2/                                                             optional, for the low-noise half
+    transformer_2/                                                             Wan 2.2 14B: for the low-noise half
+    image_encoder/ image_processor/                                            Wan 2.1: tokens of the first picture
 
 Legend: B clips, F frames, H, W their size in pixels, Z latent channels, f, h, w the latents' frames, height and width
 (F = 4 (f - 1) + 1, H = 8 h, W = 8 w in Wan 2.1's VAE), L tokens per text, C their width.
@@ -11,74 +12,39 @@ from __future__ import annotations
 
 import html
 import re
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints_diffusers import quietly
+from ..errors import KSGenError
+from .clip_diffusers import ClipModel
 from .framewise import make_framewise
-from .render import encode_text_native, render_clip, render_clips
-from .settings import RenderSettings
-from .wan_files_diffusers import check, check_kind, read_folder, save_folder
-
-__all__ = ["ClipModel", "RenderSettings", "encode_text_native", "render_clip", "render_clips"]
 
 # The pipeline's own length, for a tokenizer that does not say one (transformers then gives it 10**30).
 LONGEST_TEXT = 512
 
 
-class ClipModel:
-    """All parts for rendering clips, on one device and in one dtype. The parts are plain attributes of `pipe`.
+class WanClipModel(ClipModel):
+    """A `ClipModel` of a Wan folder.
 
-    Every method is differentiable; whoever only renders wraps it in `torch.no_grad()`.
+    Every method of its own is differentiable; whoever only renders wraps it in `torch.no_grad()`. `condition`,
+    `with_mask` and `predict` are those of the kind that ships with the pack, Wan 2.2 14B.
     """
 
-    def __init__(self, pipe, folder: Path | None = None) -> None:
-        self.pipe = pipe
-        self.folder = folder
-
-    @classmethod
-    def load(
-        cls, folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> ClipModel:
-        """Read the folder. Raises `KSGenError`, naming the file, if one is missing, cut off or of another kind."""
-        folder = Path(folder)
-        check(folder)
-        with quietly():
-            pipe = read_folder(folder, dtype)
-        check_kind(pipe, folder)
-        model = cls(pipe, folder)
-        for part in model.parts().values():
-            part.to(device).eval()
-        make_framewise(pipe.vae)
-        return model
-
-    def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
-        """Write what `load` reads, the weights in `dtype`. Raises `KSGenError` if the folder cannot be written."""
-        save_folder(self, Path(folder), dtype)
-
-    def parts(self) -> dict[str, nn.Module]:
-        """The trainable parts by name."""
-        names = ("transformer", "transformer_2", "vae", "text_encoder")
-        return {name: part for name in names if (part := getattr(self.pipe, name, None)) is not None}
-
-    @property
-    def device(self) -> torch.device:
-        return self.pipe.transformer.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.pipe.transformer.dtype
+    def prepare(self) -> None:
+        """Lay the VAE out for processors. Raises `KSGenError` if transformer and VAE do not fit each other."""
+        config, channels = self.pipe.transformer.config, self.latent_channels
+        wanted = channels if self.pipe.config.expand_timesteps else 2 * channels + self.frame_multiple
+        if config.in_channels != wanted:
+            raise KSGenError(
+                f"{self.folder and self.folder / 'transformer'} has {config.in_channels} input channels, "
+                f"{self.family.name} with this VAE has {wanted}. Choose a folder whose parts belong together."
+            )
+        make_framewise(self.pipe.vae)
 
     @property
     def latent_channels(self) -> int:
         return self.pipe.vae.config.z_dim
-
-    @property
-    def side_multiple(self) -> int:
-        """Height and width of a clip are multiples of this: the VAE's scale times the transformer's patch."""
-        return self.pipe.vae_scale_factor_spatial * self.pipe.transformer.config.patch_size[1]
 
     @property
     def frame_multiple(self) -> int:
@@ -94,22 +60,22 @@ class ClipModel:
         length = min(tokenizer.model_max_length, LONGEST_TEXT)
         clean = [re.sub(r"\s+", " ", html.unescape(html.unescape(text))).strip() for text in texts]
         batch = tokenizer(clean, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        mask = batch.attention_mask.to(encoder.device)
-        states = encoder(batch.input_ids.to(encoder.device), mask).last_hidden_state
+        mask = batch.attention_mask.to(self.device)
+        states = encoder(batch.input_ids.to(self.device), mask).last_hidden_state
         return (states * mask[..., None]).to(self.device, self.dtype)
 
     def encode_frames(self, frames: Tensor) -> Tensor:
         """Films [B, F, H, W, 3], 0..1 -> latents [B, Z, f, h, w]: the most likely ones, with mean 0 and deviation 1."""
         vae = self.pipe.vae
-        pixels = frames.to(vae.device, vae.dtype).movedim(-1, 1) * 2 - 1
-        mean, std = self._statistics(vae.device)
+        pixels = frames.to(self.device, vae.dtype).movedim(-1, 1) * 2 - 1
+        mean, std = self._statistics()
         return (vae.encode(pixels).latent_dist.mode().float() - mean) / std
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Latents [B, Z, f, h, w] -> films [B, F, H, W, 3], float32 0..1."""
         vae = self.pipe.vae
-        mean, std = self._statistics(vae.device)
-        raw = latents.to(vae.device, torch.float32) * std + mean
+        mean, std = self._statistics()
+        raw = latents.to(self.device, torch.float32) * std + mean
         pixels = vae.decode(raw.to(vae.dtype), return_dict=False)[0]
         return (pixels.float().movedim(1, -1) / 2 + 0.5).clamp(0, 1)
 
@@ -142,10 +108,10 @@ class ClipModel:
         times = timesteps.to(joined.device).expand(len(joined))
         return transformer(joined, times, text.to(transformer.dtype), return_dict=False)[0]
 
-    def _statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _statistics(self) -> tuple[Tensor, Tensor]:
         config = self.pipe.vae.config
         numbers = (config.latents_mean, config.latents_std)
-        mean, std = (torch.tensor(values, device=device).view(1, -1, 1, 1, 1) for values in numbers)
+        mean, std = (torch.tensor(values, device=self.device).view(1, -1, 1, 1, 1) for values in numbers)
         return mean, std
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..clips.wan_diffusers import ClipModel, fold_latent_statistics
+from ..clips.wan_diffusers import WanClipModel, fold_latent_statistics
 from ..pixels import from_uint8
 from ..tabletop.instances import make
 from .encoded import bf16, digest, kept
@@ -40,7 +40,7 @@ Less than the sampler's own, so that the late updates are trained as well."""
 
 
 def train_clip_vae(
-    model: ClipModel, pool: Pool, run: Path, recipe: Recipe = CLIP_VAE, crop: int = 64
+    model: WanClipModel, pool: Pool, run: Path, recipe: Recipe = CLIP_VAE, crop: int = 64
 ) -> Iterator[Progress]:
     """Whole films, and single frames every third time: what is not trained to its full length drifts away after it.
 
@@ -69,7 +69,7 @@ def train_clip_vae(
 
 
 def train_clip_decoder(
-    model: ClipModel, pool: Pool, run: Path, recipe: Recipe = CLIP_DECODER, crop: int = 64
+    model: WanClipModel, pool: Pool, run: Path, recipe: Recipe = CLIP_DECODER, crop: int = 64
 ) -> Iterator[Progress]:
     """The video VAE's decoder alone, further: latents stay as they are, and so does all that is trained on them."""
     vae = model.pipe.vae.requires_grad_(False).eval()
@@ -120,13 +120,13 @@ def _film_crops(seed: int, count: int, crop: int) -> Tensor:
 
 
 @torch.no_grad()
-def encode_clips(model: ClipModel, folder: Path, shard: int, size: int = SHARD) -> dict:
+def encode_clips(model: WanClipModel, folder: Path, shard: int, size: int = SHARD) -> dict:
     """The clips of one shard's instances, encoded once by this VAE: {latents and firsts [B, Z, f, h, w], texts}."""
 
     def make_shard() -> dict:
         latents, firsts, texts = [], [], []
         # A copy in half precision: twice as fast on processors, off by 0.004 where latents have a deviation of 1.
-        half = ClipModel(copy(model.pipe))
+        half = WanClipModel(copy(model.pipe))
         half.pipe.vae = deepcopy(model.pipe.vae).to(torch.bfloat16)
         for seed in range(shard * size, (shard + 1) * size):
             instance = make("train", seed)
@@ -144,7 +144,7 @@ def encode_clips(model: ClipModel, folder: Path, shard: int, size: int = SHARD) 
 
 
 def train_clips(
-    model: ClipModel, run: Path, recipe: Recipe = CLIPS, shards: int = SHARDS, shard_size: int = SHARD
+    model: WanClipModel, run: Path, recipe: Recipe = CLIPS, shards: int = SHARDS, shard_size: int = SHARD
 ) -> Iterator[Progress]:
     """Flow matching in latents, given first frame and text; the text encoder learns along."""
     data = [encode_clips(model, run / "clips", k, shard_size) for k in range(shards)]

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoints import write_atomically
-from ..clips.wan_diffusers import ClipModel
+from ..clips.wan_diffusers import WanClipModel
 from ..keysteps.sdxl_diffusers import KeyStepModel
 from ..pixels import from_uint8
 from .pool import Pool
 
 
-def bf16(model: KeyStepModel | ClipModel) -> torch.autocast:
+def bf16(model: KeyStepModel | WanClipModel) -> torch.autocast:
     """Half precision where the model is; weights and losses stay float32."""
     return torch.autocast(model.device.type, torch.bfloat16)
 

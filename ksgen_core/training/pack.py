@@ -11,7 +11,7 @@ from random import Random
 import torch
 
 from ..checkpoints import write_atomically, write_folder
-from ..clips.wan_diffusers import ClipModel
+from ..clips.wan_diffusers import WanClipModel
 from ..keysteps.sdxl_diffusers import KeyStepModel
 from ..pixels import from_uint8, to_pil
 from ..tabletop.instances import make, plan_of, skills_of
@@ -24,7 +24,7 @@ PLANS_A_SKILL = 6
 """Variants of every trained skill in the library of plans."""
 
 
-def pack(key_steps: KeyStepModel, clips: ClipModel, folder: Path, planner: PlannerModel | None = None) -> None:
+def pack(key_steps: KeyStepModel, clips: WanClipModel, folder: Path, planner: PlannerModel | None = None) -> None:
     """Write the models folder in half precision, with its library of plans and the demo's picture and goal.
 
     Each stage that is there stays until its successor is whole.

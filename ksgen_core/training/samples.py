@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from ..checkpoints import write_atomically
-from ..clips.wan_diffusers import ClipModel, RenderSettings, render_clip
+from ..clips.render import render_clip
+from ..clips.settings import RenderSettings
+from ..clips.wan_diffusers import WanClipModel
 from ..keysteps.policies import DrawSettings
 from ..keysteps.sdxl_diffusers import KeyStepModel, draw_key_steps
 from ..pipeline import KeyImage, StepClip
@@ -32,12 +34,12 @@ KEY_IMAGES = {
     "adapter": DrawSettings("skill_transformer", updates=8),
 }
 """How key images are drawn: by the policy for which all is trained when this part is."""
-CLIPS = RenderSettings(updates=6)
+CLIPS = RenderSettings(updates=6, guidance=1.0, frames=17)
 PARTS = ("vae", *KEY_IMAGES, "clip_vae", "clip_decoder", "clips")
 """The parts that make pictures."""
 
 
-def write_pictures(part: str, model: KeyStepModel | ClipModel, run: Path, iteration: int) -> None:
+def write_pictures(part: str, model: KeyStepModel | WanClipModel, run: Path, iteration: int) -> None:
     """Write `<run>/<part>-pictures/<iteration>.png`; nothing for a part that makes no pictures.
 
     The model is taken as it is at this moment: during a training that is not the moving average, which is smoother.
@@ -45,7 +47,7 @@ def write_pictures(part: str, model: KeyStepModel | ClipModel, run: Path, iterat
     """
     if part not in PARTS:
         return
-    count = FILMS if isinstance(model, ClipModel) else PICTURES
+    count = FILMS if isinstance(model, WanClipModel) else PICTURES
     instances = [make("train", TRAIN_INSTANCES + number) for number in range(count)]
     with _at_rest(model), torch.no_grad():
         pairs = [pair for instance in instances for pair in _pairs(part, model, instance)]
@@ -53,10 +55,10 @@ def write_pictures(part: str, model: KeyStepModel | ClipModel, run: Path, iterat
     write_atomically(run / f"{part}-pictures/{iteration:06d}.png", to_pil(grid).save)
 
 
-def _pairs(part: str, model: KeyStepModel | ClipModel, instance: Instance) -> list[tuple[Tensor, Tensor]]:
+def _pairs(part: str, model: KeyStepModel | WanClipModel, instance: Instance) -> list[tuple[Tensor, Tensor]]:
     """True and made pictures [H, W, 3] of a step in the middle of this instance."""
     step = len(instance.run.steps) // 2
-    if isinstance(model, ClipModel):
+    if isinstance(model, WanClipModel):
         true = from_uint8(instance.film(step))
         if part == "clips":
             events = render_clip(model, true[0], instance.plan, step, CLIPS)
@@ -73,7 +75,7 @@ def _pairs(part: str, model: KeyStepModel | ClipModel, instance: Instance) -> li
 
 
 @contextmanager
-def _at_rest(model: KeyStepModel | ClipModel) -> Iterator[None]:
+def _at_rest(model: KeyStepModel | WanClipModel) -> Iterator[None]:
     """All modules as for drawing, thereafter as each of them was."""
     before = {module: module.training for part in model.parts().values() for module in part.modules()}
     for part in model.parts().values():

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from ..checkpoints import read_tensors, write_atomically, write_folder
-from ..clips.wan_diffusers import ClipModel
+from ..clips.wan_diffusers import WanClipModel
 from ..errors import KSGenError
 from ..keysteps.sdxl_diffusers import KeyStepModel
 from ..tabletop.skills import all_texts
@@ -53,7 +53,7 @@ HOLDS = {
 """What each part trains, by the names of `parts()`."""
 CLIP_PARTS = ("clip_vae", "clip_decoder", "clips")
 IMAGE_PARTS = tuple(part for part in HOLDS if part not in (*CLIP_PARTS, "planner"))
-Model = KeyStepModel | ClipModel | PlannerModel
+Model = KeyStepModel | WanClipModel | PlannerModel
 RECIPES = {
     "vae": image_stages.VAE,
     "texts": image_stages.TEXTS,
@@ -76,12 +76,12 @@ def _key_step_model(run: Path, device: str = "cpu") -> KeyStepModel:
     return KeyStepModel.load(folder, device)
 
 
-def _clip_model(run: Path, device: str = "cpu") -> ClipModel:
+def _clip_model(run: Path, device: str = "cpu") -> WanClipModel:
     folder = run / "models/clips"
     if not folder.exists():
         _check_start(run)
         write_folder(folder, lambda new: new_wan_folder(new.parent, all_texts(), WAN_MINI))
-    return ClipModel.load(folder, device)
+    return WanClipModel.load(folder, device)
 
 
 def _planner_model(run: Path, device: str = "cpu") -> PlannerModel:
@@ -140,7 +140,7 @@ def start_from(run: Path, models: Path) -> None:
         )
     for model, parts in (
         (KeyStepModel.load(models / "keysteps"), IMAGE_PARTS),
-        (ClipModel.load(models / "clips"), CLIP_PARTS),
+        (WanClipModel.load(models / "clips"), CLIP_PARTS),
     ):
         for part in parts:
             _keep(model, run, part)
@@ -228,7 +228,7 @@ def _train_planner(run: Path, recipe: Recipe, device: str) -> Iterator[Progress]
     planner_stage.write_replies(planner, run, recipe.iterations)
 
 
-def _train_clip_part(part: str, model: ClipModel, pool: Pool, run: Path, recipe: Recipe) -> Iterator[Progress]:
+def _train_clip_part(part: str, model: WanClipModel, pool: Pool, run: Path, recipe: Recipe) -> Iterator[Progress]:
     if part == "clip_vae":
         yield from clip_stages.train_clip_vae(model, pool, run, recipe)
         return

@@ -1,4 +1,4 @@
-"""An untrained clip model in code: every part that `ClipModel.load` reads, at a chosen size."""
+"""An untrained clip model in code: every part that `WanClipModel.load` reads, at a chosen size."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ from pathlib import Path
 
 import torch
 
-from ..clips.wan_diffusers import ClipModel
+from ..clips.wan_diffusers import WanClipModel
 from .clip_tokenizer import WORD_END, byte_letters, train_merges
 
 HEAD_WIDTH = 128
 """Of Wan's attention heads; ComfyUI takes it for granted."""
 SHIFT = 8.0
 """Of the flow schedule; ComfyUI takes it for granted for Wan (supported_models.WAN21_T2V)."""
+
+
+DEFAULTS = {"updates": 12, "guidance": 1.0, "frames": 17, "fps": 8.0, "negative": ""}
+"""What clips of a model that is trained here are rendered with: its films have so many frames, some of no text."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ def new_wan_folder(folder: str | Path, texts: list[str], sizes: WanSizes, seed: 
         _new_model(folder, sizes).save(folder)
 
 
-def _new_model(folder: Path, sizes: WanSizes) -> ClipModel:
+def _new_model(folder: Path, sizes: WanSizes) -> WanClipModel:
     from diffusers import (
         AutoencoderKLWan,
         FlowMatchEulerDiscreteScheduler,
@@ -120,7 +124,7 @@ def _new_model(folder: Path, sizes: WanSizes) -> ClipModel:
         scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
         transformer=transformer,
     )
-    model = ClipModel(pipe, folder)
+    model = WanClipModel(pipe, folder, DEFAULTS)
     for part in model.parts().values():
         part.eval()
     return model

@@ -1,0 +1,164 @@
+"""The clip model: one adapter over diffusers' image-to-video pipelines, whose own calls do the work.
+
+Which families there are stands in `families`, what each wants in its own way in `ways`.
+
+Legend: F frames, H, W pixels, Z latent channels, h, w latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import pixels
+from ..checkpoints_diffusers import quietly
+from ..errors import KSGenError
+from ..sampling_diffusers import State, run_pipeline
+from .families import Family, family_of, find_family
+from .files_diffusers import check, read_folder, save_folder
+from .settings import Defaults, defaults, read_own
+from .ways import WAYS, Embeds, Shot, Way
+
+
+class ClipModel:
+    """All parts for rendering clips, computing on one device in one dtype. The parts are plain attributes of `pipe`.
+
+    `own` is what its folder's `ksgen.json` says, `defaults` that over what its family does.
+    """
+
+    def __init__(self, pipe: Any, folder: Path | None = None, own: Mapping[str, Any] | None = None) -> None:
+        self.pipe = pipe
+        self.folder = folder
+        self.own = dict(own or {})
+        self.family = _family_of_pipe(pipe)
+        self.way: Way = WAYS[self.family.pipeline]
+        self.defaults: Defaults = defaults(self.family, self.own)
+        self.denoisers = tuple(name for name in self.family.denoisers if getattr(pipe, name, None) is not None)
+        denoiser = getattr(pipe, self.denoisers[0])
+        self.device: torch.device = denoiser.device
+        self.dtype: torch.dtype = denoiser.dtype
+        self._texts: dict[str, Embeds] = {}
+        self._texts_made_by: object = None
+        self._colours: Tensor | None = None
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        *,
+        place: Callable[[ClipModel], object] | None = None,
+    ) -> ClipModel:
+        """Read a folder of any known family. Raises `KSGenError`, naming the file, if one is missing or broken.
+
+        `place` takes over where the parts are kept; without it they all stay on `device`.
+        """
+        folder = Path(folder)
+        family = family_of(folder)
+        found = check(folder, family)
+        own = read_own(folder)
+        with quietly():
+            pipe = read_folder(folder, family, found, dtype)
+        model = _kind(family)(pipe, folder, own)
+        if not isinstance(model, cls):
+            raise KSGenError(f"{folder} holds {family.name}, which is not what is trained here.")
+        for part in model.parts().values():
+            part.eval()
+        model.device, model.dtype = torch.device(device), dtype
+        model.prepare()
+        if place is not None:
+            place(model)
+        else:
+            for part in model.parts().values():
+                part.to(device)
+        return model
+
+    def prepare(self) -> None:
+        """What remains to be done to parts that were just read. Raises `KSGenError` if they do not fit each other."""
+
+    def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
+        """Write what `load` reads, the weights in `dtype`. Raises `KSGenError` if the folder cannot be written."""
+        save_folder(self, Path(folder), dtype)
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The parts with weights by name."""
+        return {name: part for name, part in self.pipe.components.items() if isinstance(part, nn.Module)}
+
+    @property
+    def side_multiple(self) -> int:
+        """Height and width of a clip are multiples of this."""
+        return self.way.side_multiple(self.pipe)
+
+    @property
+    def own_size(self) -> tuple[int, int] | None:
+        """Height and width of the only size that this model renders, None if it renders many."""
+        return self.way.own_size(self.pipe)
+
+    @torch.no_grad()
+    def encode(self, texts: Iterable[str]) -> dict[str, Embeds]:
+        """Each text as the pipeline takes it, on the CPU; nothing for a family that takes no text.
+
+        What was encoded before is not encoded again, while it is asked for and the encoders' weights stay as they are.
+        Each on its own: in a batch the last bits of one would depend on the others.
+        """
+        if self.way.encode is None:
+            return {text: {} for text in texts}
+        encoders = [part for name, part in self.parts().items() if name.startswith("text_encoder")]
+        made_by = _state_of(encoders)
+        if made_by != self._texts_made_by:
+            self._texts, self._texts_made_by = {}, made_by
+        kept = {}
+        for text in texts:
+            if text not in kept:
+                embeds = self._texts.get(text) or self.way.encode(self, text)
+                kept[text] = {name: tensor.cpu() for name, tensor in embeds.items()}
+        self._texts = kept
+        return dict(kept)
+
+    @torch.no_grad()
+    def colours(self, image: Tensor) -> Tensor | None:
+        """Factors from latents to colours for previews, by the first picture [H, W, 3] that is asked with."""
+        if self._colours is None and self.way.latent is not None:
+            self._colours = pixels.latent_colours(self.way.latent(self, image), image)
+        return self._colours
+
+    def preview(self, state: State, image: Tensor) -> Tensor | None:
+        """A rough picture, as large as the key image [H, W, 3], of the last frame that the sampler foresees now."""
+        latent = None if state.foreseen is None else self.way.last(state.foreseen)
+        colours = None if latent is None else self.colours(image)
+        if latent is None or colours is None:
+            return None
+        return pixels.preview(latent[None], colours, image.shape[0])
+
+    def make(self, shot: Shot) -> Generator[State, None, Tensor]:
+        """Run the pipeline: yields a `State` after every update and returns the frames [F, H, W, 3], float32 0..1."""
+        on_device = ({name: t.to(self.device) for name, t in texts.items()} for texts in (shot.text, shot.negative))
+        shot = replace(shot, **dict(zip(("text", "negative"), on_device, strict=True)))
+        result = yield from run_pipeline(self.pipe, **self.way.arguments(self, shot), output_type="pt")
+        return result.frames[0].float().cpu().movedim(1, -1).clamp(0, 1)
+
+
+def _kind(family: Family) -> type[ClipModel]:
+    """The class that stands for a family: Wan's can also be trained."""
+    from .wan_diffusers import WanClipModel
+
+    return WanClipModel if family.pipeline == "WanImageToVideoPipeline" else ClipModel
+
+
+def _family_of_pipe(pipe: Any) -> Family:
+    def config(part: str) -> Mapping[str, Any]:
+        return getattr(pipe, part).config
+
+    return find_family(type(pipe).__name__, pipe.config, config, "The pipeline")
+
+
+def _state_of(parts: list[nn.Module]) -> object:
+    """Changes when a weight is written into. Weights made in inference mode do not count their changes."""
+    weights = [weight for part in parts for weight in part.parameters()]
+    return len(weights), sum(0 if weight.is_inference() else weight._version for weight in weights)

@@ -1,0 +1,222 @@
+"""The families of image-to-video models that can be rendered with, and what is known of each. Needs no torch.
+
+`FAMILIES` is a literal table. Its numbers are those of the authors' own repositories, model cards and configs, named
+above each entry; where a folder has another opinion, its `ksgen.json` says so (`clip_diffusers.ClipModel.defaults`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..checkpoints import read_json
+from ..errors import KSGenError
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family, and how its clips are made unless somebody says otherwise.
+
+    `classes` are the names that `model_index.json` gives it, `pipeline` the class of diffusers that renders. `tells`
+    are (part, key, value) that tell kinds of one class apart: a bool says whether the config of that part ("" the
+    index itself) has something under that key at all, anything else is the value wanted. `parts` are the components
+    that must be there, `denoisers` those that run in every update. `guidance_2` is for the low-noise expert.
+
+    A clip has `least` to `most` frames, their number is a multiple of `every`, plus 1; 0: `frames` is the only one.
+    `area` is the size (height, width) that the family was made for: larger pictures are shrunk to that many pixels.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    pipeline: str
+    tells: tuple[tuple[str, str, object], ...]
+    parts: tuple[str, ...]
+    denoisers: tuple[str, ...]
+    updates: int
+    guidance: float
+    fps: float
+    frames: int
+    every: int
+    least: int
+    most: int
+    area: tuple[int, int]
+    guidance_2: float | None = None
+    negative: str = ""
+    text: bool = True
+    last_frame: bool = False
+    needs_last_frame: bool = False
+    sound: bool = False
+
+    @property
+    def counts(self) -> str:
+        """The legal numbers of frames in words."""
+        if not self.every:
+            return str(self.frames)
+        return f"{self.least}, {self.least + self.every}, {self.least + 2 * self.every}, ... {self.most}"
+
+
+# wan/configs/shared_config.py, sample_neg_prompt, in https://github.com/Wan-Video/Wan2.2 (and Wan2.1)
+WAN_NEGATIVE = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，"  # noqa: RUF001
+    "JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，"  # noqa: RUF001
+    "手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"  # noqa: RUF001
+)
+WAN_PARTS = ("transformer", "vae", "text_encoder", "tokenizer")
+
+FAMILIES: tuple[Family, ...] = (
+    # https://github.com/Wan-Video/Wan2.1 (generate.py: 40 updates, scale 5, 81 frames at 16 fps),
+    # https://huggingface.co/Wan-AI/Wan2.1-I2V-14B-480P-Diffusers; the 720P one differs in what sizes it is good at.
+    Family(
+        name="Wan 2.1",
+        classes=("WanImageToVideoPipeline",),
+        pipeline="WanImageToVideoPipeline",
+        tells=(("transformer", "image_dim", True), ("transformer", "pos_embed_seq_len", False)),
+        parts=(*WAN_PARTS, "image_encoder", "image_processor"),
+        denoisers=("transformer",),
+        updates=40,
+        guidance=5.0,
+        fps=16.0,
+        frames=81,
+        every=4,
+        least=5,
+        most=81,
+        area=(480, 832),
+        negative=WAN_NEGATIVE,
+    ),
+    # https://huggingface.co/Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers (scale 5.5; its pos_embed_seq_len is 2 x 257: the
+    # tokens of both pictures); https://github.com/Wan-Video/Wan2.1 (generate.py: 50 updates)
+    Family(
+        name="Wan 2.1 first/last frame",
+        classes=("WanImageToVideoPipeline",),
+        pipeline="WanImageToVideoPipeline",
+        tells=(("transformer", "image_dim", True), ("transformer", "pos_embed_seq_len", True)),
+        parts=(*WAN_PARTS, "image_encoder", "image_processor"),
+        denoisers=("transformer",),
+        updates=50,
+        guidance=5.5,
+        fps=16.0,
+        frames=81,
+        every=4,
+        least=5,
+        most=81,
+        area=(720, 1280),
+        negative=WAN_NEGATIVE,
+        last_frame=True,
+        needs_last_frame=True,
+    ),
+    # wan/configs/wan_i2v_A14B.py in https://github.com/Wan-Video/Wan2.2 (sample_steps, boundary, sample_guide_scale),
+    # https://huggingface.co/Wan-AI/Wan2.2-I2V-A14B-Diffusers. With one expert and no boundary it is the embedded model.
+    Family(
+        name="Wan 2.2 14B",
+        classes=("WanImageToVideoPipeline",),
+        pipeline="WanImageToVideoPipeline",
+        tells=(("transformer", "image_dim", False), ("", "expand_timesteps", False)),
+        parts=WAN_PARTS,
+        denoisers=("transformer", "transformer_2"),
+        updates=40,
+        guidance=3.5,
+        guidance_2=3.5,
+        fps=16.0,
+        frames=81,
+        every=4,
+        least=5,
+        most=81,
+        area=(480, 832),
+        negative=WAN_NEGATIVE,
+        last_frame=True,
+    ),
+    # wan/configs/wan_ti2v_5B.py in https://github.com/Wan-Video/Wan2.2 (24 fps, 121 frames, 50 updates, scale 5),
+    # https://huggingface.co/Wan-AI/Wan2.2-TI2V-5B-Diffusers, whose index names the pipeline for texts alone
+    Family(
+        name="Wan 2.2 5B",
+        classes=("WanImageToVideoPipeline", "WanPipeline"),
+        pipeline="WanImageToVideoPipeline",
+        tells=(("", "expand_timesteps", True),),
+        parts=WAN_PARTS,
+        denoisers=("transformer",),
+        updates=50,
+        guidance=5.0,
+        fps=24.0,
+        frames=121,
+        every=4,
+        least=5,
+        most=121,
+        area=(704, 1280),
+        negative=WAN_NEGATIVE,
+    ),
+)
+
+
+def family_of(folder: Path) -> Family:
+    """The family of a diffusers folder, by its `model_index.json` and the configs of its parts.
+
+    Raises `KSGenError` if a file that says it is missing or broken, or if none of the known families is it.
+    """
+    if not folder.is_dir():
+        raise KSGenError(
+            f"The folder {folder} is missing. It should be a diffusers folder of an image-to-video model: choose a "
+            "models folder that has it."
+        )
+    index = folder / "model_index.json"
+    if not index.exists():
+        raise KSGenError(f"{index} is missing. The folder must be a diffusers folder, complete.")
+    data = read_json(index)
+
+    def config(part: str) -> Mapping[str, Any]:
+        path = folder / part / "config.json"
+        if not path.exists():
+            raise KSGenError(f"{path} is missing. The folder must be a diffusers folder, complete.")
+        return read_json(path)
+
+    return find_family(str(data.get("_class_name") or "pipeline without a name"), data, config, str(folder))
+
+
+def find_family(kind: str, index: Mapping[str, Any], config: Callable[[str], Mapping[str, Any]], where: str) -> Family:
+    """The family of a pipeline of class `kind`: `index` is its own config, `config` gives that of a part by name."""
+    of_class = [family for family in FAMILIES if kind in family.classes]
+    for family in of_class:
+        if all(_tells(config(part) if part else index, key, value) for part, key, value in family.tells):
+            return family
+    known = "; ".join(f"{family.name} ({' or '.join(family.classes)})" for family in FAMILIES)
+    what = f"a {kind} of a kind that is not known" if of_class else f"a {kind}, which is not known"
+    raise KSGenError(f"{where} holds {what} as an image-to-video model. Choose a folder of one of these: {known}.")
+
+
+def _tells(config: Mapping[str, Any], key: str, value: object) -> bool:
+    got = config.get(key)
+    return bool(got) == value if isinstance(value, bool) else got == value
+
+
+def legal_frames(family: Family, seconds: float, fps: float) -> int:
+    """The legal number of frames that is nearest to `seconds` at `fps`; never less than the least.
+
+    Raises `KSGenError`, saying how long a clip can be, if the nearest one would be more than the most.
+    """
+    wished = seconds * fps
+    # Half of the way to the number that would follow the most is still nearest to the most.
+    if wished > family.most + max(family.every, 1) / 2:
+        raise KSGenError(
+            f"A clip of {family.name} has at most {family.most} frames, that is {family.most / fps:.4g} seconds at "
+            f"{fps:.4g} frames a second, got {seconds:.4g} seconds. Ask for less, or split the step."
+        )
+    if not family.every:
+        return family.frames
+    # Rounded half up, not to even.
+    near = math.floor((wished - 1) / family.every + 0.5) * family.every + 1
+    return min(max(near, family.least), family.most)
+
+
+def check_frames(family: Family, frames: int) -> None:
+    """Raise `KSGenError`, naming the nearest legal numbers, if a clip of this family cannot have `frames` frames."""
+    if not family.every:
+        legal = (family.frames,)
+    else:
+        below = (frames - 1) // family.every * family.every + 1
+        legal = tuple(n for n in (below, below + family.every) if family.least <= n <= family.most)
+        legal = legal or ((family.least,) if frames < family.least else (family.most,))
+    if frames not in legal:
+        only = f"The {'nearest is' if len(legal) == 1 else 'nearest are'} {' and '.join(map(str, legal))}."
+        raise KSGenError(f"A clip of {family.name} has {family.counts} frames, got {frames}. {only}")

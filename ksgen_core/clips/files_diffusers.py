@@ -1,0 +1,132 @@
+"""The files of a clip model's folder: checked before reading, written whole or not at all."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..checkpoints import read_json, write_json
+from ..checkpoints_diffusers import (
+    check_folder,
+    read_parts,
+    read_pipeline,
+    save_config,
+    save_diffusers_part,
+    save_tokenizer,
+    save_transformers_part,
+)
+from ..errors import KSGenError
+from .families import Family
+from .settings import DEFAULTS_FILE
+
+if TYPE_CHECKING:
+    import torch
+
+    from .clip_diffusers import ClipModel
+
+MODULES = {
+    "diffusers": (
+        "AutoencoderKLWan",
+        "WanTransformer3DModel",
+    ),
+    "transformers": (
+        "CLIPVisionModel",
+        "UMT5EncoderModel",
+    ),
+}
+"""The components with weights that a folder may name, by library. No other class is looked up, and no code of a folder
+is ever run."""
+OTHERS = (
+    "AutoTokenizer",
+    "CLIPImageProcessor",
+    "CLIPImageProcessorFast",
+    "CLIPImageProcessorPil",
+    "CLIPProcessor",
+    "PreTrainedTokenizerFast",
+    "T5Tokenizer",
+    "T5TokenizerFast",
+    "TokenizersBackend",  # what transformers 5 calls PreTrainedTokenizerFast
+)
+"""The components of transformers without weights that a folder may name."""
+
+
+def check(folder: Path, family: Family) -> dict[str, tuple[str, str]]:
+    """The folder's components, library and class by name, after a look at all files.
+
+    Raises `KSGenError` for the first file that is missing or not whole, or a component of a class that is not known.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    index = read_json(folder / "model_index.json")
+    for name, entry in index.items():
+        if isinstance(entry, list) and len(entry) == 2 and all(isinstance(word, str) for word in entry):
+            _check_class(folder, name, *entry)
+            found[name] = (entry[0], entry[1])
+    needed = dict.fromkeys((*family.parts, *found))
+    if index.get("boundary_ratio") is not None:
+        needed |= dict.fromkeys(family.denoisers)
+    if lacking := [name for name in needed if name not in found]:
+        where = folder / lacking[0]
+        raise KSGenError(f"{where} is missing, which {family.name} needs and {folder / 'model_index.json'} must name.")
+    weights = [name for name in needed if _has_weights(*found[name])]
+    others = [name for name in needed if name not in weights and name != "scheduler"]
+    configs = [f"{name}/config.json" for name in weights]
+    check_folder(
+        folder,
+        f"a {family.name} folder of diffusers",
+        ("model_index.json", "scheduler/scheduler_config.json", *configs, *others),
+        weights,
+    )
+    return found
+
+
+def _check_class(folder: Path, name: str, library: str, kind: str) -> None:
+    known = (*MODULES["transformers"], *OTHERS) if library == "transformers" else MODULES.get(library, ())
+    if kind not in known and not (library == "diffusers" and kind.endswith("Scheduler")):
+        everything = [*MODULES["diffusers"], *MODULES["transformers"], *OTHERS]
+        raise KSGenError(
+            f"{folder / 'model_index.json'} names {library}.{kind} as {name}, which is not known. Known are "
+            f"{', '.join(everything)} and the schedulers of diffusers."
+        )
+
+
+def _has_weights(library: str, kind: str) -> bool:
+    return kind in MODULES.get(library, ())
+
+
+def read_folder(folder: Path, family: Family, found: dict[str, tuple[str, str]], dtype: torch.dtype) -> Any:
+    """The folder's pipeline of the class that renders. Raises `KSGenError` if a part cannot be read or lacks weights.
+
+    `found` is what `check` gave.
+    """
+    if importlib.util.find_spec("accelerate") is None:
+        raise KSGenError(
+            "diffusers loads video transformers with the Python package accelerate, which is not installed. Install it "
+            "with the Python that runs this: python -m pip install accelerate"
+        )
+    import diffusers
+    import transformers
+
+    libraries = {"diffusers": diffusers, "transformers": transformers}
+    classes = {name: getattr(libraries[at], kind) for name, (at, kind) in found.items() if _has_weights(at, kind)}
+    kind = getattr(diffusers, family.pipeline)
+    # What the pipeline may do without must be said to be absent.
+    absent = dict.fromkeys(name for name in kind._optional_components if name not in found)
+    return read_pipeline(folder, kind, **absent, **read_parts(folder, classes, dtype))
+
+
+def save_folder(model: ClipModel, folder: Path, dtype: torch.dtype) -> None:
+    """Write what `ClipModel.load` reads. Raises `KSGenError` if the folder cannot be written."""
+    pipe = model.pipe
+    parts = model.parts()
+    for name, part in parts.items():
+        save = save_diffusers_part if type(part).__module__.startswith("diffusers") else save_transformers_part
+        save(part, folder / name, dtype)
+    for name, component in pipe.components.items():
+        if component is not None and name not in parts and name != "scheduler":
+            # Tokenizers and image processors alike.
+            save_tokenizer(component, model.folder and model.folder / name, folder / name)
+    save_config(pipe.scheduler.config, folder / "scheduler/scheduler_config.json", type(pipe.scheduler).__name__)
+    save_config(pipe.config, folder / "model_index.json", type(pipe).__name__)
+    if model.own:
+        write_json(folder / DEFAULTS_FILE, model.own)
