@@ -21,8 +21,19 @@ from ..errors import KSGenError
 from ..sampling_diffusers import State, run_pipeline
 from .families import Family, family_of, find_family
 from .files_diffusers import check, read_folder, save_folder
+from .hunyuan_diffusers import HUNYUAN
+from .ltx_diffusers import LTX, LTX2, LTX_CONDITION
 from .settings import Defaults, defaults, read_own
-from .ways import WAYS, Embeds, Shot, Way
+from .ways import WAN, Embeds, Shot, Way
+
+WAYS = {
+    "WanImageToVideoPipeline": WAN,
+    "LTXImageToVideoPipeline": LTX,
+    "LTXConditionPipeline": LTX_CONDITION,
+    "LTX2ImageToVideoPipeline": LTX2,
+    "HunyuanVideo15ImageToVideoPipeline": HUNYUAN,
+}
+"""By the class of the pipeline that renders, `Family.pipeline`."""
 
 
 class ClipModel:
@@ -37,7 +48,7 @@ class ClipModel:
         self.own = dict(own or {})
         self.family = _family_of_pipe(pipe)
         self.way: Way = WAYS[self.family.pipeline]
-        self.defaults: Defaults = defaults(self.family, self.own)
+        self.defaults: Defaults = defaults(self.family, {**self.way.own(pipe), **self.own})
         self.denoisers = tuple(name for name in self.family.denoisers if getattr(pipe, name, None) is not None)
         denoiser = getattr(pipe, self.denoisers[0])
         self.device: torch.device = denoiser.device
@@ -130,7 +141,7 @@ class ClipModel:
 
     def preview(self, state: State, image: Tensor) -> Tensor | None:
         """A rough picture, as large as the key image [H, W, 3], of the last frame that the sampler foresees now."""
-        latent = None if state.foreseen is None else self.way.last(state.foreseen)
+        latent = None if state.foreseen is None else self.way.last(self, state.foreseen, image)
         colours = None if latent is None else self.colours(image)
         if latent is None or colours is None:
             return None
@@ -140,8 +151,9 @@ class ClipModel:
         """Run the pipeline: yields a `State` after every update and returns the frames [F, H, W, 3], float32 0..1."""
         on_device = ({name: t.to(self.device) for name, t in texts.items()} for texts in (shot.text, shot.negative))
         shot = replace(shot, **dict(zip(("text", "negative"), on_device, strict=True)))
-        result = yield from run_pipeline(self.pipe, **self.way.arguments(self, shot), output_type="pt")
-        return result.frames[0].float().cpu().movedim(1, -1).clamp(0, 1)
+        call = {"output_type": "pt", **self.way.arguments(self, shot)}
+        result = yield from run_pipeline(self.way.running(self, shot), **call)
+        return self.way.film(self, call, result)[0].float().cpu().movedim(1, -1).clamp(0, 1)
 
 
 def _kind(family: Family) -> type[ClipModel]:

@@ -27,6 +27,7 @@ class Family:
 
     A clip has `least` to `most` frames, their number is a multiple of `every`, plus 1; 0: `frames` is the only one.
     `area` is the size (height, width) that the family was made for: larger pictures are shrunk to that many pixels.
+    `unused` are components that a folder may have and that are not read.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Family:
     last_frame: bool = False
     needs_last_frame: bool = False
     sound: bool = False
+    unused: tuple[str, ...] = ()
 
     @property
     def counts(self) -> str:
@@ -65,6 +67,19 @@ WAN_NEGATIVE = (
     "手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"  # noqa: RUF001
 )
 WAN_PARTS = ("transformer", "vae", "text_encoder", "tokenizer")
+
+# https://huggingface.co/Lightricks/LTX-Video
+LTX_NEGATIVE = "worst quality, inconsistent motion, blurry, jittery, distorted"
+LTX_PARTS = ("transformer", "vae", "text_encoder", "tokenizer")
+# docs/source/en/api/pipelines/ltx2.md in https://github.com/huggingface/diffusers
+LTX2_NEGATIVE = (
+    "shaky, glitchy, low quality, worst quality, deformed, distorted, disfigured, motion smear, motion artifacts, "
+    "fused fingers, bad anatomy, weird hand, ugly, transition, static."
+)
+LTX2_CLASSES = ("LTX2ImageToVideoPipeline", "LTX2Pipeline", "LTX2ConditionPipeline")
+LTX2_PARTS = ("transformer", "vae", "audio_vae", "vocoder", "text_encoder", "tokenizer", "connectors")
+# They would write texts anew and choose lengths: the plan does that.
+LTX2_UNUSED = ("processor", "prompt_enhancer", "duration_head", "audio_scheduler", "latent_upsampler")
 
 FAMILIES: tuple[Family, ...] = (
     # https://github.com/Wan-Video/Wan2.1 (generate.py: 40 updates, scale 5, 81 frames at 16 fps),
@@ -146,6 +161,114 @@ FAMILIES: tuple[Family, ...] = (
         most=121,
         area=(704, 1280),
         negative=WAN_NEGATIVE,
+    ),
+    # https://huggingface.co/Lightricks/LTX-Video (0.9.0, 0.9.1), whose index names the pipeline for texts alone: frames
+    # below 257, this negative text; inference.py in https://github.com/Lightricks/LTX-Video of that time: 40 updates,
+    # scale 3, 121 frames at 25 fps, 480 x 704
+    Family(
+        name="LTX-Video",
+        classes=("LTXImageToVideoPipeline", "LTXPipeline"),
+        pipeline="LTXImageToVideoPipeline",
+        tells=(),
+        parts=LTX_PARTS,
+        denoisers=("transformer",),
+        updates=40,
+        guidance=3.0,
+        fps=25.0,
+        frames=121,
+        every=8,
+        least=9,
+        most=257,
+        area=(480, 704),
+        negative=LTX_NEGATIVE,
+    ),
+    # https://huggingface.co/Lightricks/LTX-Video-0.9.5 and -0.9.7-dev: 30 fps, 704 x 1216, frames below 257;
+    # configs/ltxv-13b-0.9.7-dev.yaml in https://github.com/Lightricks/LTX-Video: 30 updates; scale 5 and the negative
+    # text: docs/source/en/api/pipelines/ltx_video.md in https://github.com/huggingface/diffusers. Distilled ones want 4
+    # to 10 updates at scale 1.
+    Family(
+        name="LTX-Video 0.9.5",
+        classes=("LTXConditionPipeline",),
+        pipeline="LTXConditionPipeline",
+        tells=(),
+        parts=LTX_PARTS,
+        denoisers=("transformer",),
+        updates=30,
+        guidance=5.0,
+        fps=30.0,
+        frames=121,
+        every=8,
+        least=9,
+        most=257,
+        area=(704, 1216),
+        negative=LTX_NEGATIVE,
+        last_frame=True,
+    ),
+    # LTX_2_3_PARAMS in packages/ltx-pipelines/src/ltx_pipelines/utils/constants.py,
+    # https://github.com/Lightricks/LTX-2 (30 updates, scale 3, 24 fps), https://huggingface.co/diffusers/LTX-2.3-Diffusers
+    # (768 x 512, 121 frames); up to 20 seconds. Its transformer also lets the texts be changed by the timestep.
+    Family(
+        name="LTX-2.3",
+        classes=LTX2_CLASSES,
+        pipeline="LTX2ImageToVideoPipeline",
+        tells=(("transformer", "cross_attn_mod", True),),
+        parts=LTX2_PARTS,
+        denoisers=("transformer",),
+        updates=30,
+        guidance=3.0,
+        fps=24.0,
+        frames=121,
+        every=8,
+        least=9,
+        most=481,
+        area=(512, 768),
+        negative=LTX2_NEGATIVE,
+        last_frame=True,
+        sound=True,
+        unused=LTX2_UNUSED,
+    ),
+    # https://huggingface.co/Lightricks/LTX-2 (40 updates, scale 4, 121 frames at 24 fps, 768 x 512); up to 20 seconds
+    Family(
+        name="LTX-2",
+        classes=LTX2_CLASSES,
+        pipeline="LTX2ImageToVideoPipeline",
+        tells=(),
+        parts=LTX2_PARTS,
+        denoisers=("transformer",),
+        updates=40,
+        guidance=4.0,
+        fps=24.0,
+        frames=121,
+        every=8,
+        least=9,
+        most=481,
+        area=(512, 768),
+        negative=LTX2_NEGATIVE,
+        last_frame=True,
+        sound=True,
+        unused=LTX2_UNUSED,
+    ),
+    # https://github.com/Tencent-Hunyuan/HunyuanVideo-1.5 (50 updates, scale 6, 121 frames at 24 fps, no negative text;
+    # up to 10 seconds). Its distilled folders have another scale in their guider, and the size that a folder is made
+    # for is its transformer's `target_size`.
+    Family(
+        name="HunyuanVideo 1.5",
+        classes=("HunyuanVideo15ImageToVideoPipeline",),
+        pipeline="HunyuanVideo15ImageToVideoPipeline",
+        tells=(),
+        parts=(
+            *("transformer", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"),
+            *("image_encoder", "feature_extractor", "guider"),
+        ),
+        denoisers=("transformer",),
+        updates=50,
+        guidance=6.0,
+        fps=24.0,
+        frames=121,
+        every=4,
+        least=5,
+        most=241,
+        area=(640, 640),
     ),
 )
 

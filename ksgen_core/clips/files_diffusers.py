@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,11 +28,27 @@ if TYPE_CHECKING:
 
 MODULES = {
     "diffusers": (
+        "AutoencoderKLHunyuanVideo15",
+        "AutoencoderKLLTX2Audio",
+        "AutoencoderKLLTX2Video",
+        "AutoencoderKLLTXVideo",
         "AutoencoderKLWan",
+        "HunyuanVideo15Transformer3DModel",
+        "LTX2VideoTransformer3DModel",
+        "LTXVideoTransformer3DModel",
         "WanTransformer3DModel",
+    ),
+    "ltx2": (
+        "LTX2TextConnectors",
+        "LTX2Vocoder",
+        "LTX2VocoderWithBWE",
     ),
     "transformers": (
         "CLIPVisionModel",
+        "Gemma3ForConditionalGeneration",
+        "Qwen2_5_VLTextModel",
+        "SiglipVisionModel",
+        "T5EncoderModel",
         "UMT5EncoderModel",
     ),
 }
@@ -39,16 +56,28 @@ MODULES = {
 is ever run."""
 OTHERS = (
     "AutoTokenizer",
+    "ByT5Tokenizer",
     "CLIPImageProcessor",
     "CLIPImageProcessorFast",
     "CLIPImageProcessorPil",
     "CLIPProcessor",
+    "GemmaTokenizer",
+    "GemmaTokenizerFast",
     "PreTrainedTokenizerFast",
+    "Qwen2Tokenizer",
+    "Qwen2TokenizerFast",
+    "SiglipImageProcessor",
+    "SiglipImageProcessorFast",
+    "SiglipImageProcessorPil",
     "T5Tokenizer",
     "T5TokenizerFast",
     "TokenizersBackend",  # what transformers 5 calls PreTrainedTokenizerFast
 )
 """The components of transformers without weights that a folder may name."""
+GUIDERS = ("ClassifierFreeGuidance",)
+"""Those of diffusers, beside its schedulers."""
+LIBRARIES = {"diffusers": "diffusers", "ltx2": "diffusers.pipelines.ltx2", "transformers": "transformers"}
+"""Where the libraries' names in a folder stand for."""
 
 
 def check(folder: Path, family: Family) -> dict[str, tuple[str, str]]:
@@ -59,7 +88,8 @@ def check(folder: Path, family: Family) -> dict[str, tuple[str, str]]:
     found: dict[str, tuple[str, str]] = {}
     index = read_json(folder / "model_index.json")
     for name, entry in index.items():
-        if isinstance(entry, list) and len(entry) == 2 and all(isinstance(word, str) for word in entry):
+        named = isinstance(entry, list) and len(entry) == 2 and all(isinstance(word, str) for word in entry)
+        if named and name not in family.unused:
             _check_class(folder, name, *entry)
             found[name] = (entry[0], entry[1])
     needed = dict.fromkeys((*family.parts, *found))
@@ -82,8 +112,9 @@ def check(folder: Path, family: Family) -> dict[str, tuple[str, str]]:
 
 def _check_class(folder: Path, name: str, library: str, kind: str) -> None:
     known = (*MODULES["transformers"], *OTHERS) if library == "transformers" else MODULES.get(library, ())
-    if kind not in known and not (library == "diffusers" and kind.endswith("Scheduler")):
-        everything = [*MODULES["diffusers"], *MODULES["transformers"], *OTHERS]
+    plain = library == "diffusers" and (kind.endswith("Scheduler") or kind in GUIDERS)
+    if kind not in known and not plain:
+        everything = [*(module for modules in MODULES.values() for module in modules), *OTHERS, *GUIDERS]
         raise KSGenError(
             f"{folder / 'model_index.json'} names {library}.{kind} as {name}, which is not known. Known are "
             f"{', '.join(everything)} and the schedulers of diffusers."
@@ -104,15 +135,22 @@ def read_folder(folder: Path, family: Family, found: dict[str, tuple[str, str]],
             "diffusers loads video transformers with the Python package accelerate, which is not installed. Install it "
             "with the Python that runs this: python -m pip install accelerate"
         )
-    import diffusers
-    import transformers
-
-    libraries = {"diffusers": diffusers, "transformers": transformers}
-    classes = {name: getattr(libraries[at], kind) for name, (at, kind) in found.items() if _has_weights(at, kind)}
-    kind = getattr(diffusers, family.pipeline)
+    classes = {name: _class(at, kind) for name, (at, kind) in found.items() if _has_weights(at, kind)}
+    kind = _class("diffusers", family.pipeline)
     # What the pipeline may do without must be said to be absent.
     absent = dict.fromkeys(name for name in kind._optional_components if name not in found)
     return read_pipeline(folder, kind, **absent, **read_parts(folder, classes, dtype))
+
+
+def _class(library: str, name: str) -> Any:
+    try:
+        return getattr(importlib.import_module(LIBRARIES[library]), name)
+    except (ImportError, AttributeError, RuntimeError) as error:  # diffusers makes the first of them the last
+        package = LIBRARIES[library].split(".")[0]
+        raise KSGenError(
+            f"The installed {package} has no {name}: {error}. Install a newer one with the Python that runs this: "
+            f"python -m pip install -U {package}"
+        ) from error
 
 
 def save_folder(model: ClipModel, folder: Path, dtype: torch.dtype) -> None:

@@ -86,9 +86,11 @@ def clip_size(model: ClipModel, image: Tensor, size: tuple[int, int] | None = No
     Sides are multiples of the model's `side_multiple`: a `size` that is not so is refused, a picture's own is rounded
     down. A picture of more pixels than its family was made for is shrunk to as many, in the same proportions (as
     https://huggingface.co/Wan-AI/Wan2.1-I2V-14B-480P-Diffusers does it); a smaller one is never enlarged. A model that
-    renders one size only does so with every picture. What is cut off for that is cut off on both sides alike.
+    renders one size only does so with every picture, and one with buckets takes that of the picture. What is cut off
+    for that is cut off on both sides alike.
     """
-    multiple, only = model.side_multiple, model.own_size
+    multiple, (height, width) = model.side_multiple, image.shape[-3:-1]
+    only = model.own_size or model.way.bucket(model.pipe, height, width)
     if size is not None:
         if any(side % multiple for side in size) or size != (only or size):
             what = f"is {only[1]}x{only[0]}" if only else f"has sides that are multiples of {multiple} pixels"
@@ -100,7 +102,6 @@ def clip_size(model: ClipModel, image: Tensor, size: tuple[int, int] | None = No
         return size
     if only:
         return only
-    height, width = image.shape[-3:-1]
     shrink = min(1.0, math.sqrt(math.prod(model.family.area) / (height * width)))
     # A hair more, lest a product of roots falls short of the whole number that it is.
     fitting = tuple(int(side * shrink * (1 + 1e-9)) // multiple * multiple for side in (height, width))

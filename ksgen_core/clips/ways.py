@@ -1,4 +1,4 @@
-"""What the pipelines of diffusers want each in its own way: a literal table of small functions.
+"""What the pipelines of diffusers want each in its own way: small functions, one `Way` a pipeline.
 
 Legend: F frames, H, W pixels, Z latent channels, f, h, w latents.
 """
@@ -56,16 +56,24 @@ class Way:
 
     `side_multiple`: height and width of a clip are multiples of this. `arguments` are those of its call, but for
     `output_type`. `encode` is one text as it takes it, None: it takes none. `latent` is a picture [H, W, 3] encoded as
-    its sampler has it, [Z, h, w]; `last` the last frame's of what its scheduler is handed, the same, or None if that
-    cannot be unfolded; without both there is no preview. `own_size` is the one size that a model can render, or None.
+    its sampler has it, [Z, h, w]; `last` the last frame's of what its scheduler foresees of the clip of a picture, the
+    same, or None if that cannot be unfolded; without both there is no preview. `own_size` is the one size that a model
+    can render, or None, `bucket` the one for pictures of a height and width, or None.
+
+    `running` is the pipeline that is called, `film` makes [1, F, 3, H, W] of its call and what it gave, and `own` says
+    what a model's components know of its defaults, as a folder's `ksgen.json` would.
     """
 
     side_multiple: Callable[[Any], int]
     arguments: Callable[[ClipModel, Shot], dict[str, Any]]
     encode: Callable[[ClipModel, str], Embeds] | None
     latent: Callable[[ClipModel, Tensor], Tensor] | None = None
-    last: Callable[[Tensor], Tensor | None] = lambda _: None
+    last: Callable[[ClipModel, Tensor, Tensor], Tensor | None] = lambda model, foreseen, image: None
     own_size: Callable[[Any], tuple[int, int] | None] = lambda _: None
+    bucket: Callable[[Any, int, int], tuple[int, int] | None] = lambda pipe, height, width: None
+    running: Callable[[ClipModel, Shot], Any] = lambda model, shot: model.pipe
+    film: Callable[[ClipModel, dict[str, Any], Any], Tensor] = lambda model, call, result: result.frames
+    own: Callable[[Any], dict[str, Any]] = lambda _: {}
 
 
 def picture(image: Tensor) -> Tensor:
@@ -102,10 +110,5 @@ WAN = Way(
     arguments=_wan_arguments,
     encode=lambda model, text: {"prompt_embeds": model.encode_texts([text])},
     latent=lambda model, image: model.encode_frames(image[None, None])[0, :, 0],
-    last=lambda foreseen: foreseen[0, :, -1],
+    last=lambda model, foreseen, image: foreseen[0, :, -1],
 )
-
-WAYS = {
-    "WanImageToVideoPipeline": WAN,
-}
-"""By the class of the pipeline that renders, `Family.pipeline`."""
