@@ -15,6 +15,8 @@ from ksgen_core.checkpoints_diffusers import quietly
 from ksgen_core.training.clip_tokenizer import write_clip_tokenizer
 from ksgen_core.types import KeyStep, Plan
 
+SIDE = 96
+"""Of square key images."""
 KINDS = ("qwen-edit", "flux-kontext", "flux2-klein", "flux2-klein-base")
 TEXTS = [
     "put the tea bag into the mug",
@@ -45,7 +47,7 @@ def folder(kind: str) -> Path:
     return path
 
 
-def picture(seed: int = 0, height: int = 64, width: int = 64) -> torch.Tensor:
+def picture(seed: int = 0, height: int = SIDE, width: int = SIDE) -> torch.Tensor:
     """A smooth picture [height, width, 3]."""
     noise = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
     return torch.nn.functional.interpolate(noise, (height, width), mode="bilinear")[0].movedim(0, -1)
@@ -73,6 +75,7 @@ def _qwen_tokenizer(marks: list[str], chat: str):
 
 def _qwen(path: Path) -> None:
     from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
+    from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor
 
     tokenizer = _qwen_tokenizer([*MARKS, *VISION_MARKS], QWEN_CHAT)
@@ -89,9 +92,10 @@ def _qwen(path: Path) -> None:
         vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"],
         image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
     )  # fmt: skip
-    # diffusers gives every reference 1024 x 1024 pixels, whatever the model: a factor of 16 keeps their tokens few.
+    # diffusers gives every reference 1024 x 1024 pixels, whatever the model, which takes a second each.
+    pipeline_qwenimage_edit_plus.VAE_IMAGE_SIZE = SIDE * SIDE
     vae = AutoencoderKLQwenImage(
-        base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1, 1], num_res_blocks=0, temperal_downsample=[False, True, True, True],
+        base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=0, temperal_downsample=[False, True, True],
         latents_mean=[0.1, -0.1, 0.2, 0.0], latents_std=[1.0, 1.5, 0.8, 1.1],
     )  # fmt: skip
     transformer = QwenImageTransformer2DModel(
@@ -99,7 +103,7 @@ def _qwen(path: Path) -> None:
         joint_attention_dim=32, axes_dims_rope=(4, 6, 6),
     )  # fmt: skip
     _write(
-        path, "QwenImageEditPlusPipeline", {"area": 64 * 64}, transformer=transformer, vae=vae,
+        path, "QwenImageEditPlusPipeline", {"area": SIDE * SIDE}, transformer=transformer, vae=vae,
         text_encoder=Qwen2_5_VLForConditionalGeneration(config), tokenizer=tokenizer, scheduler=_scheduler(),
     )  # fmt: skip
     # As the makers' folder has it; a whole processor could only be written with torchvision.
@@ -131,7 +135,7 @@ def _kontext(path: Path) -> None:
         use_post_quant_conv=False,
     )  # fmt: skip
     _write(
-        path, "FluxKontextPipeline", {"area": 64 * 64}, transformer=transformer, vae=vae, scheduler=_scheduler(),
+        path, "FluxKontextPipeline", {"area": SIDE * SIDE}, transformer=transformer, vae=vae, scheduler=_scheduler(),
         text_encoder=CLIPTextModel(clip), tokenizer=tokenizer, text_encoder_2=T5EncoderModel(t5),
         tokenizer_2=_t5_tokenizer(),
     )  # fmt: skip
@@ -172,7 +176,7 @@ def _klein(path: Path, distilled: bool = True) -> None:
     vae.bn.running_mean.uniform_(-0.1, 0.1)
     vae.bn.running_var.uniform_(0.5, 1.5)
     _write(
-        path, "Flux2KleinPipeline", {"area": 64 * 64, "text_layers": [1, 2]}, transformer=transformer, vae=vae,
+        path, "Flux2KleinPipeline", {"area": SIDE * SIDE, "text_layers": [1, 2]}, transformer=transformer, vae=vae,
         scheduler=_scheduler(), text_encoder=Qwen3ForCausalLM(config), tokenizer=tokenizer, is_distilled=distilled,
     )  # fmt: skip
 

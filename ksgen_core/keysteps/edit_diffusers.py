@@ -32,6 +32,9 @@ POLICIES = ("edit_chain", "auto", "initial")
 KLEIN_LAYERS = (9, 18, 27)
 """The layers of Qwen3 that Flux.2 Klein reads (diffusers' Flux2KleinPipeline)."""
 
+SHORTEST = 64
+"""Pixels; diffusers' Flux2ImageProcessor takes no smaller reference."""
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -196,6 +199,8 @@ class EditModel:
             raise KSGenError(
                 f"Key images of {self.folder} have sides that are multiples of {unit}, got {height} x {width}."
             )
+        if min(height, width) < SHORTEST:
+            raise KSGenError(f"Key images have sides of at least {SHORTEST} pixels, got {height} x {width}.")
         return Wanted(updates, float(guidance), negative, height, width)
 
     def _call(self, pictures: list[Tensor], text: dict[str, Any], seed: int | None, wanted: Wanted) -> dict[str, Any]:

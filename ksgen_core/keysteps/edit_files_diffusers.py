@@ -36,6 +36,12 @@ TOKENIZERS = (
     "Qwen2TokenizerFast",
 )
 PLAIN = {"tokenizer": TOKENIZERS, "tokenizer_2": TOKENIZERS, "processor": ("Qwen2VLProcessor", "Qwen2_5_VLProcessor")}
+SCHEDULERS = (
+    "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchLCMScheduler",
+    "UniPCMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+)
 UNUSED = ("image_encoder", "feature_extractor")
 
 
@@ -55,14 +61,15 @@ def check(folder: Path) -> Family:
         if not any((folder / name).glob("*.safetensors")):
             raise KSGenError(f"{folder / name} holds no .safetensors weights. Get that part again, as safetensors.")
         _check_shards(folder / name)
+    classes = {name: (path.split(".")[1],) for name, path in family.parts.items()}
+    classes |= {**PLAIN, "scheduler": SCHEDULERS}
     for name, entry in index.items():
         if name.startswith("_") or not isinstance(entry, list) or entry[-1] is None or name in UNUSED:
             continue
-        wanted = PLAIN.get(name) or (family.parts.get(name, "diffusers.FlowMatchEulerDiscreteScheduler").split(".")[1],)
-        if name not in (*PLAIN, *family.parts, "scheduler") or entry[-1] not in wanted:
+        if entry[-1] not in classes.get(name, ()):
             raise KSGenError(
-                f"{folder / 'model_index.json'} names {entry[-1]} as its {name}; wanted is {' or '.join(wanted)}. "
-                "Get the folder again from where the model is from."
+                f"{folder / 'model_index.json'} names {entry[-1]} as its {name}; known there is "
+                f"{' or '.join(classes.get(name, ('nothing',)))}. Get the folder again from where the model is from."
             )
     return family
 
