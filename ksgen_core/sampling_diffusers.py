@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import inspect
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -55,7 +56,7 @@ def run_pipeline(pipe: Any, **call: Any) -> Generator[State, None, Any]:
         states.put(("state", state))
         wait()
 
-    running.scheduler = watched(pipe.scheduler, watch)
+    running.scheduler = watched(pipe.scheduler, watch, call.get("generator"))
     running.set_progress_bar_config(disable=True)
     surroundings = _surroundings()
 
@@ -92,19 +93,26 @@ def run_pipeline(pipe: Any, **call: Any) -> Generator[State, None, Any]:
                 component._reset_stateful_cache()  # as a pipeline does at its end, which a stopped one does not reach
 
 
-def watched(scheduler: Any, watch: Callable[[State], object]) -> Any:
-    """A fresh scheduler of the same config that calls `watch` after each of its updates."""
+def watched(scheduler: Any, watch: Callable[[State], object], generator: Any = None) -> Any:
+    """A fresh scheduler of the same config that calls `watch` after each of its updates.
+
+    What it draws comes from `generator`, unless the pipeline says one itself: flow pipelines forget it, and distilled
+    LTX-Video draws new noise in every update.
+    """
     kind = type(scheduler)
+    takes_generator = generator is not None and "generator" in inspect.signature(kind.step).parameters
 
     class Watched(kind):
         @functools.wraps(kind.step)
         def step(self, model_output, timestep, sample, *args, **kwargs):
+            if takes_generator and not args:
+                kwargs.setdefault("generator", generator)
             result = super().step(model_output, timestep, sample, *args, **kwargs)
             # LTX-2 copies the scheduler for its sound: the copy is not what is watched.
             if self is fresh:
                 counted.append(None)
                 latents = result[0] if isinstance(result, tuple) else result.prev_sample
-                clean = _foreseen(self, model_output, sample, result)
+                clean = _foreseen(self, model_output, sample, result, kwargs.get("per_token_timesteps"))
                 watch(State(len(counted), len(self.timesteps), latents, clean))
             return result
 
@@ -114,7 +122,9 @@ def watched(scheduler: Any, watch: Callable[[State], object]) -> Any:
     return fresh
 
 
-def _foreseen(scheduler: Any, output: Tensor, sample: Tensor, result: Any) -> Tensor | None:
+def _foreseen(
+    scheduler: Any, output: Tensor, sample: Tensor, result: Any, of_tokens: Tensor | None = None
+) -> Tensor | None:
     """The clean latents that a scheduler foresees after an update, in the way that its kind keeps them."""
     clean = getattr(result, "pred_original_sample", None)
     if clean is not None:
@@ -127,6 +137,9 @@ def _foreseen(scheduler: Any, output: Tensor, sample: Tensor, result: Any) -> Te
     number = getattr(scheduler, "step_index", None)
     if number is None or not hasattr(scheduler, "sigmas") or output.shape != sample.shape:
         return None
+    if of_tokens is not None:  # flow matching with a timestep for each token: the output is clean minus noise
+        sigmas = of_tokens[..., None].float() / scheduler.config.num_train_timesteps
+        return (sample.float() + sigmas * output.float()).to(sample.dtype)
     # Flow matching: the output is noise minus clean, sigma is how much of the sample is noise. The index has moved on.
     sigma = scheduler.sigmas[number - 1].to(sample.device, torch.float32)
     return (sample.float() - sigma * output.float()).to(sample.dtype)
