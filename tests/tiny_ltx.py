@@ -19,16 +19,20 @@ _kept = TemporaryDirectory(prefix="ksgen-tiny-ltx-")
 
 
 @cache
-def folder(kind: str = KINDS[0]) -> Path:
-    """A folder in float32 for one of `KINDS`; nobody writes into it."""
-    path = Path(_kept.name) / kind
+def folder(kind: str = KINDS[0], noisy: bool | None = None) -> Path:
+    """A folder in float32 for one of `KINDS`; nobody writes into it.
+
+    With a `noisy` VAE, as from 0.9.1 on, the decoder does the last bit of denoising; the second kind has one anyway.
+    """
+    noisy = kind == KINDS[1] if noisy is None else noisy
+    path = Path(_kept.name) / f"{kind}-{noisy}"
     with torch.random.fork_rng(), quietly():
         torch.manual_seed(0)
-        new_pipeline(kind).save_pretrained(path)
+        new_pipeline(kind, noisy).save_pretrained(path)
     return path
 
 
-def new_pipeline(kind: str):
+def new_pipeline(kind: str, noisy: bool):
     import diffusers
 
     tokenizer, text_encoder = t5(Path(_kept.name) / "t5")
@@ -41,6 +45,7 @@ def new_pipeline(kind: str):
             decoder_block_out_channels=(8, 8, 8, 8),
             layers_per_block=(1, 1, 1, 1, 1),
             decoder_layers_per_block=(1, 1, 1, 1, 1),
+            timestep_conditioning=noisy,
         ),
         text_encoder=text_encoder,
         tokenizer=tokenizer,

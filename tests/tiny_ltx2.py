@@ -17,20 +17,30 @@ KINDS = ("LTX2ImageToVideoPipeline", "LTX2ConditionPipeline")
 RATE = 16000
 """Of the sound, in numbers a second and channel."""
 
+# What LTX-2.3 has on.
+NEWER_TRANSFORMER = dict(
+    gated_attn=True, cross_attn_mod=True, audio_gated_attn=True, audio_cross_attn_mod=True, perturbed_attn=True,
+    use_prompt_embeddings=False,
+)  # fmt: skip
+NEWER_CONNECTORS = dict(
+    per_modality_projections=True, video_gated_attn=True, audio_gated_attn=True, video_hidden_dim=32,
+    audio_hidden_dim=16, proj_bias=True,
+)  # fmt: skip
+
 _kept = TemporaryDirectory(prefix="ksgen-tiny-ltx2-")
 
 
 @cache
-def folder(kind: str = KINDS[0]) -> Path:
-    """A folder in float32 for one of `KINDS`; nobody writes into it."""
-    path = Path(_kept.name) / kind
+def folder(kind: str = KINDS[0], newer: bool = False) -> Path:
+    """A folder in float32 for one of `KINDS`, of LTX-2.3's make if it is to be `newer`; nobody writes into it."""
+    path = Path(_kept.name) / f"{kind}-{newer}"
     with torch.random.fork_rng(), quietly():
         torch.manual_seed(0)
-        new_pipeline(kind).save_pretrained(path)
+        new_pipeline(kind, newer).save_pretrained(path)
     return path
 
 
-def new_pipeline(kind: str):
+def new_pipeline(kind: str, newer: bool):
     import diffusers
     from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
 
@@ -58,16 +68,16 @@ def new_pipeline(kind: str):
             caption_channels=text.hidden_size, text_proj_in_factor=text.num_hidden_layers + 1,
             video_connector_num_attention_heads=2, video_connector_attention_head_dim=16,
             video_connector_num_layers=1, video_connector_num_learnable_registers=8,
-            audio_connector_num_attention_heads=2, audio_connector_attention_head_dim=16,
+            audio_connector_num_attention_heads=2, audio_connector_attention_head_dim=8 if newer else 16,
             audio_connector_num_layers=1, audio_connector_num_learnable_registers=8,
-            connector_rope_base_seq_len=32, rope_type="split",
+            connector_rope_base_seq_len=32, rope_type="split", **NEWER_CONNECTORS if newer else {},
         ),
         transformer=diffusers.LTX2VideoTransformer3DModel(
             in_channels=channels, out_channels=channels, num_attention_heads=2, attention_head_dim=16,
             cross_attention_dim=32, audio_in_channels=sound_channels * mel_bins // 4,
             audio_out_channels=sound_channels * mel_bins // 4, audio_num_attention_heads=2, audio_attention_head_dim=8,
             audio_cross_attention_dim=16, audio_sampling_rate=RATE, num_layers=2, caption_channels=text.hidden_size,
-            rope_type="split",
+            rope_type="split", **NEWER_TRANSFORMER if newer else {},
         ),
         # A mel spectrum has 100 columns a second: 160 times as many numbers are RATE.
         vocoder=LTX2Vocoder(

@@ -7,6 +7,7 @@ Legend: F frames, H, W pixels, Z latent channels, f, h, w latents, S = f h w tok
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -158,7 +159,7 @@ def _ltx2_arguments(model: ClipModel, shot: Shot) -> dict[str, Any]:
         guided = GUIDED_2_3
     else:
         guided = {**PLAIN, "audio_guidance_scale": shot.guidance}
-    # Without a generator of its own each given picture is compressed as the model's training films were: 8 bits.
+    # In 8 bits, since the pipeline compresses given pictures as the films were that the model was trained on.
     first = pixels.to_pil(shot.image)
     return {
         **_common(model, shot),
@@ -180,7 +181,8 @@ def _ltx2_running(model: ClipModel, shot: Shot) -> Any:
         return model.pipe
     from diffusers import LTX2ConditionPipeline
 
-    return LTX2ConditionPipeline(**model.pipe.components)
+    taken = inspect.signature(LTX2ConditionPipeline.__init__).parameters
+    return LTX2ConditionPipeline(**{name: part for name, part in model.pipe.components.items() if name in taken})
 
 
 def _ltx2_last(model: ClipModel, foreseen: Tensor, image: Tensor) -> Tensor:
