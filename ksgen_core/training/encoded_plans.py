@@ -10,7 +10,9 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -138,19 +140,19 @@ def _make_shards(
 
     def texts(shard: Sequence[str]) -> dict[str, Tensor]:
         found: list[Tensor] = []
-        for start in range(0, len(shard), batch):
-            states, mask, _ = model.encode_texts(list(shard[start : start + batch]))
+        for group in _parts(shard, batch):
+            states, mask, _ = model.encode_texts(list(group))
             found += [one[real].cpu() for one, real in zip(states, mask.bool(), strict=True)]
         return {"states": _halved(torch.cat(found)), "lengths": torch.tensor([len(one) for one in found])}
 
     def images(shard: Sequence[Record]) -> dict[str, Tensor]:
         steps = [(record, step) for record in shard for step in range(len(record.steps))]
         found = []
-        for start in range(0, len(steps), batch):
-            group = steps[start : start + batch]
-            pictures = torch.stack([pixels.fit(record.image(step), *model.size) for record, step in group])
-            with half:
-                found.append(model.encode_images(pictures).cpu())
+        with ThreadPoolExecutor(os.cpu_count()) as readers:  # reading large files takes longer than encoding them
+            for group in _parts(steps, batch):
+                pictures = readers.map(lambda one: pixels.fit(one[0].image(one[1]), *model.size), group)
+                with half:
+                    found.append(model.encode_images(torch.stack(list(pictures))).cpu())
         return {"images": _halved(torch.cat(found))}
 
     shards: list[tuple[str, object, Callable[[], dict[str, Tensor]]]] = [("zero", None, zero)]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -150,6 +150,12 @@ def note(run: Path, name: str, entry: Mapping[str, object]) -> None:
     """Add a line to the log of a training; `entry` says after which iteration."""
     with open(run / f"{name}.log.jsonl", "a") as log:
         log.write(json.dumps(dict(entry)) + "\n")
+
+
+def noted(run: Path, name: str) -> list[dict[str, Any]]:
+    """The log of a training; none without one."""
+    path = run / f"{name}.log.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def _forget_after(log: Path, iteration: int) -> None:

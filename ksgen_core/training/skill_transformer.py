@@ -28,7 +28,9 @@ from ..keysteps.skill_transformer import SkillTransformer, SkillTransformerConfi
 from ..pipeline import KeyImage
 from .dataset import Record, read_records
 from .encoded_plans import NO_ENCODERS, Share, encode_records, only_of
-from .loop import Recipe, note
+from .loop import Recipe, note, noted
+from .skill_costs import ENCODERS, SDXL, costs_of
+from .skill_costs import spoken as say_costs
 from .skill_stage import plans_of, spoken, target_mean, train_skill_transformer, validate
 
 if TYPE_CHECKING:
@@ -47,17 +49,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = torch.device(accelerator.device if accelerator else _device(arguments.device))
     precision = _precision(arguments.dtype, device)
     told = print if accelerator is None or accelerator.is_main_process else _silence
+    recipe = _recipe(arguments)
     records = read_records(arguments.data)
     training = only_of(records, "train", arguments.max_images)
     validation = only_of(records, "validation", arguments.max_images)
     if not training:
         raise KSGenError(f"{arguments.data} has no record of two or more steps to train on. See docs/DATASET.md.")
     told(f"{len(training)} records to train on, {len(validation)} to validate")
+    folder = arguments.keysteps or build.MINI / "keysteps"
+    adapters = {"adapter": arguments.adapter, "image_encoder": arguments.image_encoder}
+    if arguments.dry_run:
+        told(_foreseen_costs(KeyStepModel.load(folder, "cpu", precision, **adapters), training, arguments))
+        return 0
 
     # Weights in half precision only where they are loaded to save the device's memory.
     weights = torch.float32 if device.type == "cpu" else precision
-    folder = arguments.keysteps or build.MINI / "keysteps"
-    adapters = {"adapter": arguments.adapter, "image_encoder": arguments.image_encoder}
 
     def only_encoders() -> KeyStepModel:
         def place(model: KeyStepModel) -> None:
@@ -86,7 +92,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     skill = SkillTransformer(_config(arguments, plans.zero.shape, plans.texts[0].shape[-1]))
     skill.empty_tokens.copy_(plans.zero)
     skill.to(device)
-    recipe = Recipe(**{field.name: getattr(arguments, field.name) for field in fields(Recipe)})
     main_process = accelerator is None or accelerator.is_main_process
     mean = target_mean(plans) if validation and main_process else plans.zero
 
@@ -98,7 +103,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         """Validate and draw with the model as it is."""
         if validation and due(iteration, arguments.validate_every):
             figures = validate(skill, held_out, mean, precision)
-            note(arguments.run, "skill", {"iteration": iteration, "weights": weights_are, "validation": figures})
+            entry = {"iteration": iteration, "weights": weights_are, "validation": figures}
+            if entry not in noted(arguments.run, "skill"):  # a finished run is looked at again
+                note(arguments.run, "skill", entry)
             told(f"validation after {iteration} ({weights_are}): {spoken(figures)}")
         if due(iteration, arguments.pictures_every):
             model = KeyStepModel.load(folder, device, weights, **adapters)
@@ -126,6 +133,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         told(f"wrote {arguments.out}")
     share.wait()
     return 0
+
+
+@torch.no_grad()
+def _foreseen_costs(model: KeyStepModel, records: Sequence[Record], arguments: argparse.Namespace) -> str:
+    """What this training takes, from the parts of this very model and a look at some of the texts."""
+    states, mask, _ = model.encode_texts([step.text for record in records[:16] for step in record.steps])
+    config = _config(arguments, model.zero_image_tokens().shape, states.shape[-1])
+    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in model.parts().items()}
+    encoders = sum(size for name, size in sizes.items() if name not in NO_ENCODERS)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    recipe, steps = _recipe(arguments), max(len(record.steps) for record in records)
+    batch = -(-recipe.batch // processes)
+    costs = costs_of(config, batch, steps, float(mask.sum(1).float().mean()), encoders)
+    return say_costs(costs, recipe, 2 * sum(sizes.values()), processes)
+
+
+def _recipe(arguments: argparse.Namespace) -> Recipe:
+    try:
+        return Recipe(**{field.name: getattr(arguments, field.name) for field in fields(Recipe)})
+    except ValueError as error:
+        raise KSGenError(f"These options do not make a training: {error}.") from error
 
 
 @torch.no_grad()
@@ -197,7 +225,15 @@ def _silence(*_given: object, **_options: object) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="ksgen train skill-transformer", description=__doc__)
+    config = SkillTransformerConfig(token_width=2048, text_width=2048)
+    costs = costs_of(config, RECIPE.batch, config.max_images, 20, sum(SDXL[name] for name in ENCODERS))
+    computed = say_costs(costs, RECIPE, 2 * sum(SDXL.values()))
+    parser = argparse.ArgumentParser(
+        prog="ksgen train skill-transformer",
+        description=__doc__,
+        epilog=f"SDXL with IP-Adapter-Plus at these defaults, texts of 20 tokens. {computed}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
     def add(name: str, what: str, default: Any = None, **options: Any) -> None:
         if isinstance(default, int | float):
@@ -234,6 +270,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--pictures-every", "iterations, 0 for no pictures", 2000)
     add("--report-every", "iterations", 50)
     add("--keep-every", "iterations between two states on disk", 250)
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check data set and folder, say what memory and time it takes, and stop"
+    )
     return parser
 
 
