@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import host, language_models, libraries, loop_host
+from . import host, language_models, libraries, loop_host, skill_transformer
 from .clip_frames import KSGenClipFrames
 from .clips import KSGenCollectClips, KSGenJoinClips, KSGenRenderClips
 from .contact_sheet import KSGenContactSheet
@@ -21,6 +21,12 @@ from .models import KSGenLoadModels, KSGenNativeText
 from .plan import KSGenPlanSkill, KSGenReplan
 from .plan_steps import KSGenSelectStep, KSGenStepLists
 from .plan_text import KSGenEditPlan, KSGenLoadPlan, KSGenPlanFromReply, KSGenPlanFromText, KSGenPlanPrompt
+from .skill_transformer import (
+    KSGenApplyImageTokens,
+    KSGenForeseeTokens,
+    KSGenLoadSkillTransformer,
+    KSGenTokensToConditioning,
+)
 from .storyboard import KSGenSaveStoryboard, KSGenStoryboard
 
 NODES: list[type[io.ComfyNode]] = [
@@ -53,6 +59,10 @@ NODES: list[type[io.ComfyNode]] = [
     KSGenExportPage,
     KSGenSaveWebP,
     KSGenContactSheet,
+    KSGenLoadSkillTransformer,
+    KSGenForeseeTokens,
+    KSGenApplyImageTokens,
+    KSGenTokensToConditioning,
 ]
 
 
@@ -63,6 +73,7 @@ class KSGenExtension(ComfyExtension):
         host.register_model_folders()
         language_models.register_folder()
         libraries.register_folder()
+        skill_transformer.register_folder()
         host.offer_example_picture()
         loop_host.watch_queue()
 

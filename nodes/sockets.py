@@ -24,6 +24,12 @@ Clips = io.Custom("KSGEN_CLIPS")
 Loop = io.Custom("KSGEN_LOOP")
 """A `ksgen_core.loop.run.Loop`."""
 
+SkillTransformer = io.Custom("KSGEN_SKILL_TRANSFORMER")
+"""An `image_tokens.HostSkillTransformer`."""
+
+ImageTokens = io.Custom("KSGEN_IMAGE_TOKENS")
+"""A `ksgen_core.keysteps.image_tokens.ImageTokens`."""
+
 CATEGORY = "KS-Gen"
 
 

@@ -45,11 +45,10 @@ class ImageTokens:
 
 @dataclass(frozen=True)
 class Place:
-    """One cross-attention of a UNet: its name in the host, how wide its context and its keys are."""
+    """One cross-attention of a UNet: its name in the host, and the shape of its keys' weights [width, C]."""
 
     name: tuple[str, int, int]
-    context_width: int
-    width: int
+    shape: tuple[int, int]
 
 
 def attention_layers(adapter: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
@@ -69,18 +68,19 @@ def attention_layers(adapter: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
     return layers
 
 
-def check_places(layers: Sequence[tuple[Tensor, Tensor]], places: Sequence[Place], model: str, adapter: str) -> None:
-    """Raise `KSGenError` unless every layer fits its place, saying what was got and wanted."""
-    wanted = [(key.shape[1], key.shape[0]) for key, _ in layers]
-    got = [(place.context_width, place.width) for place in places]
-    if got == wanted:
+def check_places(wanted: Sequence[tuple[int, int]], places: Sequence[Place], model: str, adapter: str) -> None:
+    """Raise `KSGenError` unless an adapter whose keys have the shapes `wanted` fits these places, saying what was got
+    and wanted. `model` and `adapter` are their names.
+    """
+    got = [place.shape for place in places]
+    if got == list(wanted):
         return
     if len(got) != len(wanted):
         difference = f"it has {len(got)} cross-attention layers, the adapter is for {len(wanted)}"
     else:
         number = next(k for k, (one, two) in enumerate(zip(got, wanted, strict=True)) if one != two)
         difference = (
-            f"its cross-attention {places[number].name} has context width and width {got[number]}, the adapter is for "
+            f"the keys of its cross-attention {places[number].name} have the shape {got[number]}, the adapter is for "
             f"{wanted[number]}"
         )
     raise KSGenError(

@@ -37,6 +37,10 @@ IDS = [
     "KSGenExportPage",
     "KSGenSaveWebP",
     "KSGenContactSheet",
+    "KSGenLoadSkillTransformer",
+    "KSGenForeseeTokens",
+    "KSGenApplyImageTokens",
+    "KSGenTokensToConditioning",
 ]
 """Saved workflows name these: an id may be added, never renamed or removed."""
 

@@ -1,0 +1,364 @@
+"""The Skill Transformer in the host's own graph: on its own SDXL, through its own sampler, as on the diffusers road."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from shutil import copy
+
+import pytest
+import torch
+from comfy_server import NodeFailed, Server, new_base_folder
+from conftest import TEXTS
+from safetensors.torch import load_file, save_file
+from test_run import Prompt, node
+
+from ksgen_core.keysteps.sdxl_diffusers import KeyStepModel
+from ksgen_core.pixels import on_8_bit_grid, to_pil
+from ksgen_core.training.sdxl_folder import TINY, new_sdxl_folder
+
+HERE = Path(__file__).parent
+# The host's groups are 32 everywhere, its heads equally wide, and its sizes are told to the UNet by 256 numbers each.
+SIZES = replace(
+    TINY,
+    reference=False,
+    unet_channels=(32, 64, 128),
+    unet_heads=(1, 2, 4),
+    vae_channels=(32, 32, 32, 32),
+    groups=32,
+    time_width=256,
+    text_layers=3,
+    vision_layers=3,
+)
+SIDE, UPDATES, SEED, SCALE = 8, 4, 7, 0.13025
+"""Of latents in pixels; the last is what the host multiplies SDXL's latents with (`comfy.latent_formats.SDXL`)."""
+PICTURE = on_8_bit_grid(torch.rand(1, 32, 32, 3, generator=torch.Generator().manual_seed(5)))
+TOLERANCE = 1e-4
+"""Of latents whose spread is about 1. Measured: 5e-6."""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base folder with a model whose adapter and Skill Transformer both speak, as after training."""
+    folder = new_base_folder(tmp_path_factory.mktemp("sdxl") / "base")
+    tiny = folder / "models/ksgen/tiny"
+    new_sdxl_folder(tiny, TEXTS, SIZES, seed=0)
+    model = KeyStepModel.load(tiny / "keysteps")
+    numbers = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, weight in model.pipe.unet.named_parameters():
+            if "to_v_ip" in name:
+                weight.normal_(std=0.5, generator=numbers)
+        model.skill_transformer.to_tokens.weight.normal_(std=0.5, generator=numbers)
+    model.save(tiny / "keysteps")
+    (folder / "models/ipadapter").mkdir()
+    copy(tiny / "keysteps/ip_adapter/ip-adapter-plus.safetensors", folder / "models/ipadapter/plus.safetensors")
+    (folder / "models/loras").mkdir()
+    name = f"{LORA}.lora_{{}}.weight"
+    weights = {name.format("down"): torch.full((1, 32), 0.1), name.format("up"): torch.full((64, 1), 0.1)}
+    save_file(weights, folder / "models/loras/tiny.safetensors")
+    to_pil(PICTURE[0]).save(folder / "input/picture.png")
+    copy(HERE / "tiny_sdxl.py", folder / "custom_nodes")
+    return folder
+
+
+LORA = "diffusion_model.input_blocks.3.1.transformer_blocks.0.attn2.to_v"
+
+
+@pytest.fixture(scope="module")
+def server(base: Path) -> Iterator[Server]:
+    # On a CPU the host would halve the precision of its encoders' weights.
+    server = Server(base, ("--fp32-text-enc",))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def model(base: Path) -> KeyStepModel:
+    return KeyStepModel.load(base / "models/ksgen/tiny/keysteps")
+
+
+def graph(plan: str = "\n".join(TEXTS), dtype: str = "float32", **nodes: dict) -> Prompt:
+    """Everything that the image tokens need, and `nodes` beside it."""
+    return {
+        "model": node("TestSDXL", folder="tiny", dtype=dtype),
+        "clips": node("TestSDXLClips", folder="tiny"),
+        "picture": node("LoadImage", image="picture.png"),
+        "plan": node("KSGenPlanFromText", text=plan, goal="make a cup of tea"),
+        "skill": node(
+            "KSGenLoadSkillTransformer",
+            skill_transformer="tiny/keysteps/skill_transformer.safetensors",
+            ip_adapter="plus.safetensors",
+        ),
+        "tokens": node(
+            "KSGenForeseeTokens",
+            skill_transformer=["skill", 0],
+            clip=["clips", 0],
+            clip_vision=["clips", 1],
+            plan=["plan", 0],
+            image=["picture", 0],
+            policy="skill transformer",
+        ),
+        "text": node("CLIPTextEncode", clip=["clips", 0], text=TEXTS[1]),
+        "nothing": node("CLIPTextEncode", clip=["clips", 0], text=""),
+        "latent": node("EmptyLatentImage", width=8 * SIDE, height=8 * SIDE, batch_size=2),
+        **nodes,
+    }
+
+
+def applied(model: str = "model", step: int = 2, weight: float = 1.0, start: float = 0.0, end: float = 1.0) -> dict:
+    return node(
+        "KSGenApplyImageTokens",
+        model=[model, 0],
+        image_tokens=["tokens", 0],
+        step=step,
+        weight=weight,
+        start_percent=start,
+        end_percent=end,
+    )
+
+
+def drawn(model: str, guidance: float = 3.0, text: str = "text") -> dict[str, dict]:
+    """The sampler behind a model, and what saves its latents under the same name."""
+    sampler = node(
+        "KSampler",
+        **{"model": [model, 0], "positive": [text, 0], "negative": ["nothing", 0], "latent_image": ["latent", 0]},
+        **{"seed": SEED, "steps": UPDATES, "cfg": guidance, "sampler_name": "euler", "scheduler": "normal"},
+        denoise=1.0,
+    )
+    saved = node("SaveLatent", samples=[f"{model}.drawn", 0], filename_prefix=model)
+    return {f"{model}.drawn": sampler, f"{model}.saved": saved}
+
+
+def run(server: Server, prompt: Prompt) -> dict[str, list[torch.Tensor]]:
+    """The latents that were saved, by the name of the model that they were drawn with."""
+    outputs = server.run(prompt)
+    return {
+        name.removesuffix(".saved"): [
+            load_file(server.base / "output" / one["subfolder"] / one["filename"])["latent_tensor"]
+            for one in output["latents"]
+        ]
+        for name, output in outputs.items()
+        if name.endswith(".saved")
+    }
+
+
+def draw_with_diffusers(model: KeyStepModel, image_tokens, guidance: float, updates: int = UPDATES) -> torch.Tensor:
+    """Two pictures by diffusers' UNet and Euler's formula, on the sigmas that the host's scheduler `normal` has."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    alphas = (1 - betas).cumprod(0)
+    timesteps = torch.linspace(999, 0, updates).round().long()
+    sigmas = [*((1 - alphas) / alphas).sqrt()[timesteps].tolist(), 0.0]
+    text, _, pooled = model.encode_texts([TEXTS[1], ""])
+    side = 8.0 * SIDE
+    added = {
+        "text_embeds": pooled.repeat_interleave(2, 0),
+        "time_ids": torch.tensor([[side, side, 0, 0, side, side]]).expand(4, -1),
+        "image_embeds": [torch.stack(image_tokens).repeat_interleave(2, 0)],
+    }
+    noise = torch.randn(2, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(SEED))
+    x = noise * (1 + sigmas[0] ** 2) ** 0.5
+    for sigma, after, t in zip(sigmas, sigmas[1:], timesteps, strict=False):
+        noisy = torch.cat([x, x]) / (1 + sigma**2) ** 0.5
+        eps = model.pipe.unet(noisy, t, text.repeat_interleave(2, 0), added_cond_kwargs=added, return_dict=False)[0]
+        given, without = eps.chunk(2)
+        x = x + (without + guidance * (given - without)) * (after - sigma)
+    return x
+
+
+@pytest.fixture(scope="module")
+def foreseen(model: KeyStepModel) -> tuple[torch.Tensor, torch.Tensor]:
+    """The core's own tokens of all steps and of the zero image, for the same picture and plan."""
+    with torch.no_grad():
+        text, mask, _ = model.encode_texts(TEXTS)
+        first = model.encode_images(PICTURE)
+        return model.skill_transformer.roll_out(first, text[None], mask[None])[0], model.zero_image_tokens()
+
+
+@pytest.fixture(scope="module")
+def latents(server: Server) -> dict[str, list[torch.Tensor]]:
+    """One prompt with every way of applying the tokens."""
+    nodes: dict[str, dict] = {
+        "applied": applied(),
+        "weightless": applied(weight=0.0),
+        "never": applied(start=1.0),
+        "first": applied(step=1),
+        "half": applied("once", weight=0.5),
+        "once": applied(weight=0.5),
+        "all": applied(step=0),
+        "other": node("TestAnotherPatch", model=["model", 0]),
+        "other_never": applied("other", end=0.0),
+        "other_applied": applied("other"),
+        "lora": node("LoraLoaderModelOnly", model=["model", 0], lora_name="tiny.safetensors", strength_model=1.0),
+        "lora_applied": applied("lora"),
+        "applied_lora": node(
+            "LoraLoaderModelOnly", model=["applied", 0], lora_name="tiny.safetensors", strength_model=1.0
+        ),
+    }
+    for name in ("model", *nodes):
+        nodes |= drawn(name)
+    return run(server, graph(**nodes))
+
+
+def close(got: torch.Tensor, wanted: torch.Tensor, tolerance: float = TOLERANCE) -> None:
+    torch.testing.assert_close(got * SCALE, wanted, atol=tolerance, rtol=0)
+
+
+def apart(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Are two pictures different by far more than the tolerance?"""
+    return bool(((one - other) * SCALE).abs().max() > 100 * TOLERANCE)
+
+
+def test_without_weight_or_out_of_its_time_the_model_is_the_bare_one_bit_for_bit(latents):
+    bare = latents["model"][0]
+    assert torch.equal(latents["weightless"][0], bare) and torch.equal(latents["never"][0], bare)
+    assert apart(latents["applied"][0], bare) and apart(latents["first"][0], latents["applied"][0])
+
+
+def test_the_same_tokens_give_the_same_picture_as_diffusers(latents, model, foreseen):
+    tokens, empty = foreseen
+    with torch.no_grad():
+        wanted = draw_with_diffusers(model, [tokens[1], empty], 3.0)
+    close(latents["applied"][0], wanted)
+    with torch.no_grad():
+        swapped = draw_with_diffusers(model, [empty, tokens[1]], 3.0)
+    assert (swapped - wanted).abs().max() > 100 * TOLERANCE, "which row gets which tokens shows in the picture"
+    assert (wanted[0] - wanted[1]).abs().max() > 0.1
+
+
+def test_one_prediction_is_that_of_diffusers(server, model, foreseen):
+    tokens, empty = foreseen
+    nodes = {"applied": applied(), **drawn("applied", guidance=1.0)}
+    nodes["applied.drawn"]["inputs"]["steps"] = 1
+    got = run(server, graph(**nodes))["applied"][0]
+    with torch.no_grad():
+        wanted = draw_with_diffusers(model, [tokens[1], empty], 1.0, updates=1)
+    close(got, wanted)
+
+
+def test_step_zero_gives_a_model_for_every_step(latents, model, foreseen):
+    tokens, empty = foreseen
+    assert len(latents["all"]) == len(TEXTS)
+    assert torch.equal(latents["all"][0], latents["first"][0]) and torch.equal(latents["all"][1], latents["applied"][0])
+    with torch.no_grad():
+        close(latents["all"][2], draw_with_diffusers(model, [tokens[2], empty], 3.0))
+
+
+def test_the_tokens_steer_for_a_part_of_the_sampling(server, latents):
+    parts = {"early": applied(end=0.4), "late": applied(start=0.4), **drawn("early"), **drawn("late")}
+    got = run(server, graph(**parts))
+    for name in ("early", "late"):
+        assert apart(got[name][0], latents["model"][0]) and apart(got[name][0], latents["applied"][0])
+
+
+def test_two_of_our_nodes_and_another_packs_patch_add_up(latents):
+    torch.testing.assert_close(latents["half"][0], latents["applied"][0], atol=TOLERANCE / SCALE, rtol=0)
+    assert apart(latents["other"][0], latents["model"][0])
+    assert torch.equal(latents["other_never"][0], latents["other"][0])
+    assert apart(latents["other_applied"][0], latents["other"][0])
+    assert apart(latents["other_applied"][0], latents["applied"][0])
+
+
+def test_a_lora_of_the_hosts_loader_works_before_and_behind(latents, base, foreseen):
+    tokens, empty = foreseen
+    assert torch.equal(latents["lora_applied"][0], latents["applied_lora"][0])
+    assert apart(latents["lora_applied"][0], latents["applied"][0])
+    changed = KeyStepModel.load(base / "models/ksgen/tiny/keysteps")
+    with torch.no_grad():
+        attention = changed.pipe.unet.down_blocks[1].attentions[0].transformer_blocks[0].attn2
+        attention.to_v.weight += 0.01
+        close(latents["lora_applied"][0], draw_with_diffusers(changed, [tokens[1], empty], 3.0))
+
+
+def test_texts_and_tokens_are_those_of_the_core(server, model, foreseen):
+    prompt = graph(save=node("TestSaveTokens", image_tokens=["tokens", 0], conditioning=["text", 0], name="foreseen"))
+    server.run(prompt)
+    got = load_file(server.base / "output/foreseen.safetensors")
+    with torch.no_grad():
+        text, _, pooled = model.encode_texts([TEXTS[1]])
+    wanted = {"tokens": foreseen[0], "empty": foreseen[1], "text": text, "pooled": pooled}
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(got[name], tensor, atol=2e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+    assert (got["tokens"][1] - got["tokens"][2]).abs().max() > 0.1
+
+
+def test_brackets_clip_skip_and_long_texts_change_nothing_of_what_is_foreseen(server, model):
+    texts = [TEXTS[0], "stir ((the)) tea", "pour " * 40]
+    prompt = graph(
+        plan="\n".join(texts),
+        skip=node("CLIPSetLastLayer", clip=["clips", 0], stop_at_clip_layer=-1),
+        save=node("TestSaveTokens", image_tokens=["tokens", 0], conditioning=["text", 0], name="brackets"),
+    )
+    prompt["tokens"]["inputs"]["clip"] = ["skip", 0]
+    server.run(prompt)
+    got = load_file(server.base / "output/brackets.safetensors")["tokens"]
+    with torch.no_grad():
+        text, mask, _ = model.encode_texts([text.strip() for text in texts])
+        first = model.encode_images(PICTURE)
+        wanted = model.skill_transformer.roll_out(first, text[None], mask[None])[0]
+    torch.testing.assert_close(got, wanted, atol=2e-5, rtol=1e-4)
+
+
+def test_the_adapter_alone_gives_every_step_the_initial_picture(server, foreseen):
+    prompt = graph(save=node("TestSaveTokens", image_tokens=["tokens", 0], conditioning=["text", 0], name="initial"))
+    prompt["skill"]["inputs"]["skill_transformer"] = "none"
+    prompt["tokens"]["inputs"]["policy"] = "initial picture"
+    server.run(prompt)
+    got = load_file(server.base / "output/initial.safetensors")["tokens"]
+    torch.testing.assert_close(got, foreseen[0][:1].expand_as(got), atol=2e-5, rtol=1e-4)
+    prompt["tokens"]["inputs"]["policy"] = "skill transformer"
+    with pytest.raises(NodeFailed, match="There is no Skill Transformer to foresee with"):
+        server.run(prompt)
+
+
+def test_the_host_loads_the_adapter_with_the_model_and_frees_it(server):
+    prompt = graph(applied=applied(), memory=node("TestMemory", after=["applied.drawn", 0]), **drawn("applied"))
+    shown = json.loads(server.run(prompt)["memory"]["text"][0])
+    size, loaded = shown[0]["IPAdapterLayers"]
+    assert size == loaded > 10_000 and "SDXL" in shown[0]
+    assert shown[1] == {}
+
+
+def test_half_precision_follows_the_model(server, latents):
+    got = run(server, graph(dtype="bfloat16", applied=applied(), **drawn("applied"), **drawn("model")))
+    assert apart(got["applied"][0], got["model"][0])
+    error = (got["applied"][0] - latents["applied"][0]).std() / latents["applied"][0].std()
+    assert error < 0.1
+
+
+def test_tokens_stand_behind_a_text_or_alone(server, foreseen):
+    prompt = graph(
+        behind=node("KSGenTokensToConditioning", image_tokens=["tokens", 0], step=2, conditioning=["text", 0]),
+        alone=node("KSGenTokensToConditioning", image_tokens=["tokens", 0], step=2),
+        joined=node("ConditioningConcat", conditioning_to=["text", 0], conditioning_from=["alone", 0]),
+        one=node("TestSaveTokens", image_tokens=["tokens", 0], conditioning=["behind", 0], name="behind"),
+        two=node("TestSaveTokens", image_tokens=["tokens", 0], conditioning=["joined", 0], name="joined"),
+        three=node("TestSaveTokens", image_tokens=["tokens", 0], conditioning=["alone", 0], name="alone"),
+        **drawn("model", text="behind"),
+    )
+    run(server, prompt)
+    behind, joined, alone = (
+        load_file(server.base / f"output/{name}.safetensors") for name in ("behind", "joined", "alone")
+    )
+    assert torch.equal(behind["text"], joined["text"]) and torch.equal(behind["pooled"], joined["pooled"])
+    assert torch.equal(behind["text"][:, -SIZES.image_tokens :], alone["text"])
+    torch.testing.assert_close(alone["text"][0], foreseen[0][1], atol=2e-5, rtol=1e-4)
+    assert not alone["pooled"].any()
+
+
+def test_what_does_not_fit_is_refused_with_got_and_wanted(server):
+    save = node("TestSaveTokens", image_tokens=["tokens", 0], conditioning=["text", 0], name="refused")
+    with pytest.raises(NodeFailed, match="The plan has 9 steps, the Skill Transformer was made for at most 8"):
+        server.run(graph(plan="\n".join(f"stir {k} times" for k in range(9)), save=save))
+    with pytest.raises(NodeFailed, match="Step 9 was asked for, but there are image tokens of 3 steps"):
+        server.run(graph(applied=applied(step=9), **drawn("applied")))
+    prompt = graph(save=save)
+    prompt["skill"]["inputs"]["skill_transformer"] = "embedded"
+    with pytest.raises(NodeFailed, match=r"\(32, 4, 32\) here, it was trained on \(256, 16, 256\)"):
+        server.run(prompt)
+    prompt = graph(save=save)
+    prompt["skill"]["inputs"]["ip_adapter"] = "embedded"
+    with pytest.raises(NodeFailed, match="takes states of width 128 from its image encoder, this CLIP_VISION gives 16"):
+        server.run(prompt)
