@@ -33,7 +33,7 @@ from ksgen_core.cli_library import whole_number  # noqa: E402
 from ksgen_core.clips.render import render_clips  # noqa: E402
 from ksgen_core.clips.settings import RenderSettings  # noqa: E402
 from ksgen_core.keysteps.draw import draw_key_steps  # noqa: E402
-from ksgen_core.keysteps.policies import POLICIES, DrawSettings  # noqa: E402
+from ksgen_core.keysteps.policies import DrawSettings  # noqa: E402
 from ksgen_core.metrics.motion import dis_flow, motion_distance  # noqa: E402
 from ksgen_core.metrics.tabletop_judge import Judge  # noqa: E402
 from ksgen_core.pipeline import KeyImage, StepClip  # noqa: E402
@@ -43,6 +43,7 @@ from ksgen_core.training.judges import action_frames, cast_heads, own_accuracy, 
 from ksgen_core.training.pool import step_class  # noqa: E402
 from ksgen_core.types import Clip, with_seeds  # noqa: E402
 
+POLICIES = ("skill_transformer", "reference", "text_only", "last_frame", "initial")
 FIRST_SEED = 20_000
 SPLITS = ("seen", "unseen")
 JUDGES = Path(__file__).resolve().parent / "judges"

@@ -1,25 +1,26 @@
 """From a models folder to working stages: the only wiring.
 
-A models folder is laid out like the embedded one, `mini`: `keysteps/` (an SDXL folder of diffusers with
-`image_encoder/`, `ip_adapter/` and `skill_transformer.safetensors`), `clips/` (a Wan image-to-video folder of
-diffusers) and, if it has them, `planner/` (a language model of transformers) and `library.jsonl` (one ksgen.plan/1
-document a line). A plain SDXL folder as `keysteps/`
-draws by the policy `text_only`.
+A models folder is laid out like the embedded one, `mini`: `keysteps/` (a diffusers folder of one of
+`keysteps.families`, e.g. SDXL, with `image_encoder/`, `ip_adapter/` and `skill_transformer.safetensors` if it has
+them), `clips/` (a diffusers folder of one of `clips.families`, e.g. Wan) and, if it has them, `planner/` (a language
+model of transformers) and `library.jsonl` (one ksgen.plan/1 document a line). Each part may also lie elsewhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .checkpoints import read_json, read_json_lines
 from .clips.settings import RenderSettings
 from .errors import KSGenError
-from .keysteps.policies import DrawSettings
-from .pipeline import Drawer, KeyImage, Planner, Renderer, Retriever, StepClip, Update
+from .keysteps.policies import DrawSettings, read_defaults
+from .lora_diffusers import Lora, load_loras
+from .memory import MemoryOptions
+from .pipeline import Drawer, Fallback, KeyImage, Planner, Renderer, Retriever, StepClip, Update
 from .planning.consensus import Consensus
 from .planning.wording import FEWEST, MOST
 from .retrieval.lexical import step_words_of, words_of
@@ -31,59 +32,142 @@ from .types import Example, Plan, Query
 if TYPE_CHECKING:
     import torch
 
-    from .clips.wan_diffusers import ClipModel
+    from .clips.clip_diffusers import ClipModel
+    from .keysteps.edit_diffusers import EditModel
     from .keysteps.sdxl_diffusers import KeyStepModel
+    from .residence_diffusers import Residence
     from .retrieval.index import VectorIndex
 
 MINI = Path(__file__).resolve().parent / "mini"
+STAGES = {"keysteps": "drawing key images", "clips": "rendering clips"}
 TO_AGREE, TO_READ = 64, 4
 """How many examples a consensus wants (on COIN .644 by edit score, .639 with 8), and how many a language model."""
-STAGE_FILES = {
-    "keysteps": ("model_index.json", "unet/config.json", "vae/config.json"),
-    "clips": ("model_index.json", "transformer/config.json", "vae/config.json"),
-}
-"""The least that a stage's folder must hold; what else is missing, the stage's own loader names."""
 
 
 @dataclass(frozen=True)
 class Models:
-    """A models folder. Nothing is loaded before a method asks for it."""
+    """A models folder, or parts from elsewhere. Nothing is loaded before a method asks for it.
 
-    folder: Path
+    `key_folder` and `clip_folder` are diffusers folders that stand for the folder's `keysteps` and `clips`. `adapter`
+    (an IP-Adapter-Plus file), `image_encoder` (its folder) and `skill_transformer` (a file) go before those beside the
+    key image model. `memory` says how each stage uses the device.
+    """
+
+    folder: Path | None = None
+    key_folder: Path | None = None
+    clip_folder: Path | None = None
+    adapter: Path | None = None
+    image_encoder: Path | None = None
+    skill_transformer: Path | None = None
+    key_loras: tuple[Lora, ...] = ()
+    clip_loras: tuple[Lora, ...] = ()
+    memory: MemoryOptions = MemoryOptions()
 
     def __post_init__(self) -> None:
-        if not self.folder.is_dir():
+        if self.folder is not None and not self.folder.is_dir():
             raise KSGenError(f"The models folder {self.folder} is not there. Give a folder laid out like {MINI}.")
-        if not any((self.folder / stage).is_dir() for stage in STAGE_FILES):
+        stages = (self.key_folder, self.clip_folder, *(self.folder and (self.folder / name for name in STAGES) or ()))
+        if not any(stage.is_dir() for stage in stages if stage):
             raise KSGenError(
                 f"{self.folder} holds neither a keysteps nor a clips folder. Give a folder laid out like {MINI}."
             )
 
-    def key_steps(self, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> KeyStepModel:
-        """Load the key image model. Raises `KSGenError` naming what is missing or broken."""
+    def key_steps(
+        self,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        residence: Residence | None = None,
+    ) -> KeyStepModel | EditModel:
+        """Load the key image model; `residence` moves its components, if the host does that.
+
+        Raises `KSGenError` naming what is missing or broken, or what does not fit.
+        """
+        from .keysteps.edit_diffusers import EditModel
+        from .keysteps.families import family_of
         from .keysteps.sdxl_diffusers import KeyStepModel
 
-        return KeyStepModel.load(self._stage("keysteps"), device, dtype or _float32())
+        folder, dtype = self._stage("keysteps"), dtype or _float32()
+        place = self._place(self.key_loras, residence)
+        if not family_of(folder).edits:
+            parts = {"adapter": self.adapter, "image_encoder": self.image_encoder}
+            parts["skill_transformer"] = self.skill_transformer
+            return KeyStepModel.load(folder, device, dtype, **parts, place=place)
+        given = (self.adapter, self.image_encoder, self.skill_transformer)
+        if names := [str(path) for path in given if path]:
+            raise KSGenError(
+                f"{folder} holds an image edit model, which takes no IP-Adapter and no Skill Transformer: "
+                f"{', '.join(names)}. Leave them out, or choose an SDXL or Kolors folder."
+            )
+        model = EditModel.load(folder, device, dtype, place=False)
+        place(model)
+        return model
 
-    def clips(self, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> ClipModel:
-        """Load the clip model. Raises `KSGenError` naming what is missing or broken."""
-        from .clips.wan_diffusers import ClipModel
+    def clips(
+        self,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        residence: Residence | None = None,
+    ) -> ClipModel:
+        """Load the clip model; `residence` moves its components, if the host does that.
 
-        return ClipModel.load(self._stage("clips"), device, dtype or _float32())
+        Raises `KSGenError` naming what is missing or broken, or what does not fit.
+        """
+        from .clips.clip_diffusers import ClipModel
+
+        place = self._place(self.clip_loras, residence)
+        return ClipModel.load(self._stage("clips"), device, dtype or _float32(), place=place)
+
+    def check(self, settings: RenderSettings, plan: Plan | None = None) -> None:
+        """Raise `KSGenError` for clips that the clip model cannot make, from its folder's small files alone: so that it
+        is said before anything is drawn."""
+        from .clips.families import check_frames, family_of, legal_frames
+        from .clips.settings import defaults, read_own
+
+        folder = self._stage("clips")
+        family = family_of(folder)
+        chosen = defaults(family, read_own(folder)).over(settings)
+        check_frames(family, chosen.frames)
+        if settings.last_frame and not family.last_frame:
+            raise KSGenError(f"{family.name} cannot end a clip in the next key image. Leave that out.")
+        for step in plan.steps if plan else ():
+            if step.seconds is not None:
+                legal_frames(family, step.seconds, chosen.fps)
+
+    def _place(self, loras: Sequence[Lora], residence: Residence | None) -> Callable[[Any], None]:
+        """What puts LoRAs on a model that was read, and its components where they belong."""
+
+        def place(model: Any) -> None:
+            from .residence_diffusers import settle
+
+            load_loras(model, loras)
+            settle(model, self.memory, residence)
+
+        return place
 
     def library(self) -> tuple[Plan, ...]:
         """The folder's own plans to retrieve from, none if it has no `library.jsonl`."""
-        own = self.folder / "library.jsonl"
-        return read_library(own) if own.is_file() else ()
+        own = self.folder and self.folder / "library.jsonl"
+        return read_library(own) if own and own.is_file() else ()
 
     def planner(self) -> Path:
         """The folder of the language model that plans: the folder's own `planner`, else the embedded one."""
-        own = self.folder / "planner"
-        return own if own.is_dir() else MINI / "planner"
+        own = self.folder and self.folder / "planner"
+        return own if own and own.is_dir() else MINI / "planner"
 
-    def picture_size(self) -> tuple[int, int]:
-        """Height and width of the key images that the folder's backbone was made for."""
+    def picture_size(self, image: torch.Tensor) -> tuple[int, int]:
+        """Height and width of the key images that the backbone was made for, given the initial picture [H, W, 3].
+
+        Text-to-image models have one size, edit models keep the picture's shape.
+        """
+        from .keysteps import families
+
         folder = self._stage("keysteps")
+        family = families.family_of(folder)
+        if family.edits:
+            area = families.defaults_of(folder, family).area
+            return families.size_like(image.shape[-3], image.shape[-2], family, area)
+        if size := read_defaults(folder).get("size"):
+            return size
         latent = read_json(folder / "unet" / "config.json").get("sample_size")
         levels = len(read_json(folder / "vae" / "config.json").get("block_out_channels", ()))
         height, width = latent if isinstance(latent, list) else (latent, latent)
@@ -93,13 +177,40 @@ class Models:
         return height * scale, width * scale
 
     def _stage(self, name: str) -> Path:
-        folder = self.folder / name
-        missing = [file for file in STAGE_FILES[name] if not (folder / file).is_file()]
-        if missing:
+        folder = {"keysteps": self.key_folder, "clips": self.clip_folder}[name]
+        if folder is None and self.folder is None:
+            raise KSGenError(f"No model was chosen for {STAGES[name]}. Choose a diffusers folder for it.")
+        folder = folder or self.folder / name  # type: ignore[operator]
+        if not (folder / "model_index.json").is_file():
             raise KSGenError(
-                f"The models folder {self.folder} lacks {', '.join(f'{name}/{file}' for file in missing)}."
+                f"{folder / 'model_index.json'} is missing. For {STAGES[name]} a diffusers folder is wanted, complete."
             )
         return folder
+
+
+class OneStage:
+    """Holds the model of the stage that works, and lets go of it before another stage's is loaded.
+
+    Planner, image model and video model are so never in memory together; within one run no stage comes twice.
+    """
+
+    def __init__(self) -> None:
+        self._name, self._model = "", None
+
+    def get(self, name: str, load: Callable[[], Any]) -> Any:
+        """The model of the stage `name`, loaded if another one, or none, is held."""
+        if self._name != name:
+            self.clear()
+            self._model, self._name = load(), name
+        return self._model
+
+    def clear(self) -> None:
+        """Let go of the model, and give its memory back to the device and the system."""
+        from .residence_diffusers import free_now
+
+        device = getattr(self._model, "device", "cpu")
+        self._name, self._model = "", None
+        free_now(device)
 
 
 def embedded() -> Models:
@@ -109,7 +220,24 @@ def embedded() -> Models:
 
 def open_folder(path: str | Path) -> Models:
     """A models folder of the user's. Raises `KSGenError` if it is none."""
-    return Models(Path(path).expanduser().resolve())
+    return Models(_whole(path))
+
+
+def open_models(folder: str | Path | None = None, **parts: Any) -> Models:
+    """A models folder with parts from elsewhere, or those alone: the fields of `Models` by name.
+
+    Raises `KSGenError` for what is not there.
+    """
+    for name, path in parts.items():
+        if isinstance(path, str | Path):
+            parts[name] = _whole(path)
+            if not parts[name].exists():
+                raise KSGenError(f"{parts[name]} is not there. Check the path.")
+    return Models(_whole(folder) if folder else None, **parts)
+
+
+def _whole(path: str | Path) -> Path:
+    return Path(path).expanduser().resolve()
 
 
 @lru_cache(maxsize=4)
@@ -151,14 +279,18 @@ def drawer(
     settings: DrawSettings | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    stage: OneStage | None = None,
 ) -> Drawer:
-    """What draws key images. The model is loaded when the first picture is asked for."""
+    """What draws key images. The model is loaded when the first picture is asked for; `stage` holds it."""
     from .keysteps.draw import draw_key_steps
 
-    load = cache(lambda: models.key_steps(device, dtype))
+    stage = stage or OneStage()
 
-    def draw(image: torch.Tensor, plan: Plan, steps: Sequence[int]) -> Iterator[Update | KeyImage]:
-        return draw_key_steps(load(), image, plan, steps, settings or DrawSettings())
+    def draw(
+        image: torch.Tensor, plan: Plan, steps: Sequence[int], made: Mapping[int, torch.Tensor]
+    ) -> Iterator[Update | KeyImage | Fallback]:
+        model = stage.get("key images", lambda: models.key_steps(device, dtype))
+        return draw_key_steps(model, image, plan, steps, settings or DrawSettings(), made)
 
     return draw
 
@@ -168,14 +300,18 @@ def renderer(
     settings: RenderSettings | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    stage: OneStage | None = None,
 ) -> Renderer:
-    """What renders clips. The model is loaded when the first clip is asked for."""
+    """What renders clips. The model is loaded when the first clip is asked for; `stage` holds it."""
     from .clips.render import render_clip
 
-    load = cache(lambda: models.clips(device, dtype))
+    stage = stage or OneStage()
 
-    def render(image: torch.Tensor, plan: Plan, step: int) -> Iterator[Update | StepClip]:
-        return render_clip(load(), image, plan, step, settings or RenderSettings())
+    def render(
+        image: torch.Tensor, plan: Plan, step: int, end: torch.Tensor | None
+    ) -> Iterator[Update | StepClip | Fallback]:
+        model = stage.get("clips", lambda: models.clips(device, dtype))
+        return render_clip(model, image, plan, step, settings or RenderSettings(), end)
 
     return render
 

@@ -65,7 +65,18 @@ class StepClip:
     clip: Clip
 
 
-Event = Writing | Planned | Update | KeyImage | StepClip
+@dataclass(frozen=True)
+class Fallback:
+    """Memory ran out while `stage` worked at `steps`: it begins these again and takes less, by `rung` of memory.LADDER
+    or by drawing fewer together; `text` says what that means."""
+
+    stage: str
+    steps: tuple[int, ...]
+    rung: str
+    text: str
+
+
+Event = Writing | Planned | Update | KeyImage | StepClip | Fallback
 
 
 class Retriever(Protocol):
@@ -81,15 +92,25 @@ class Planner(Protocol):
 
 
 class Drawer(Protocol):
-    """Draws the first picture of every step in `steps` (numbers from 0) from the initial picture and the whole plan."""
+    """Draws the first picture of every step in `steps` (numbers from 0) from the initial picture and the whole plan.
 
-    def __call__(self, image: torch.Tensor, plan: Plan, steps: Sequence[int], /) -> Iterator[Update | KeyImage]: ...
+    `made` are the key images that are there already, for those who draw a step from the one before it.
+    """
+
+    def __call__(
+        self, image: torch.Tensor, plan: Plan, steps: Sequence[int], made: Mapping[int, torch.Tensor], /
+    ) -> Iterator[Update | KeyImage | Fallback]: ...
 
 
 class Renderer(Protocol):
-    """Renders the clip of step `step` (number from 0) from its key image."""
+    """Renders the clip of step `step` (number from 0) from its key image.
 
-    def __call__(self, image: torch.Tensor, plan: Plan, step: int, /) -> Iterator[Update | StepClip]: ...
+    `end` is the next step's key image, for those who end a clip in it; None for the last step.
+    """
+
+    def __call__(
+        self, image: torch.Tensor, plan: Plan, step: int, end: torch.Tensor | None, /
+    ) -> Iterator[Update | StepClip | Fallback]: ...
 
 
 @dataclass(frozen=True)
@@ -137,7 +158,7 @@ def run(
         yield KeyImage(0, image)
     missing = [] if chain else [k for k in range(len(plan.steps)) if k not in images]
     if missing:
-        for event in draw(image, plan, missing):
+        for event in draw(image, plan, missing, dict(images)):
             if isinstance(event, KeyImage):
                 event = KeyImage(event.step, pixels.on_8_bit_grid(event.image))
                 images[event.step] = event.image
@@ -145,7 +166,7 @@ def run(
     for k in range(len(plan.steps)):
         if k in clips and (not chain or k + 1 == len(plan.steps) or k + 1 in images):
             continue
-        for event in render(images[k], plan, k):
+        for event in render(images[k], plan, k, None if chain else images.get(k + 1)):
             if chain and isinstance(event, StepClip) and k + 1 < len(plan.steps) and k + 1 not in images:
                 # Before the clip itself: a clip file is lossy, so the picture could not be had from it exactly.
                 images[k + 1] = pixels.on_8_bit_grid(event.clip.frames[-1])

@@ -7,6 +7,7 @@ update; and `device`, where it computes. `settle` carries out the `MemoryOptions
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
@@ -36,8 +37,9 @@ class Residence(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def need(self, part: nn.Module, streamed: bool) -> None:
-        """`part` works next. `streamed`: it brings its own layers one by one, only room is wanted."""
+    def need(self, part: nn.Module, streamed: bool, room: int) -> None:
+        """`part` works next, beside its weights with about `room` bytes. `streamed`: it brings its own layers one by
+        one, so that only room is wanted."""
         ...
 
 
@@ -48,7 +50,7 @@ class OneByOne:
         self.device = torch.device(device)
         self._here: nn.Module | None = None
 
-    def need(self, part: nn.Module, streamed: bool) -> None:
+    def need(self, part: nn.Module, streamed: bool, room: int) -> None:
         if self._here is part:
             return
         if self._here is not None:
@@ -89,7 +91,8 @@ class _BeforeItWorks(ModelHook):
         return self.residence.device
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        self.residence.need(module, self.streamed)
+        latents = kwargs.get("hidden_states", args[0] if args else None)
+        self.residence.need(module, self.streamed, room_to_work(module, latents))
         return args, kwargs
 
 
@@ -185,16 +188,6 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
-def release(model: Any) -> None:
-    """Take a model off its device for good. The caller drops it then, and with it the memory that it took."""
-    for part in model.parts().values():
-        remove_hook_from_module(part)
-        if torch.device(model.device).type != "cpu":
-            _unstream(part)
-            part.to("cpu")
-    free_now(model.device)
-
-
 def free_now(device: torch.device | str) -> None:
     """Give back what nothing holds any more, to the device and to the system."""
     gc.collect()
@@ -234,6 +227,25 @@ def free_memory(device: torch.device) -> tuple[int, int] | None:
     if device.type == "xpu":
         return torch.xpu.mem_get_info(device)
     return None
+
+
+def room_to_work(part: Any, latents: Any) -> int:
+    """About how many bytes a transformer computes with beside its weights, from the latents [B, Z, ..., h, w] or tokens
+    [B, L, C] that it is given; 0 for other components.
+
+    Rough: a token has a dozen vectors of the inner width at once (residual, normed, queries, keys, values, and four to
+    eight of the feed-forward layer). A VAE's decoding is not foreseen: where it is too much, the ladder is climbed.
+    """
+    config = getattr(part, "config", None)
+    heads = getattr(config, "num_attention_heads", None), getattr(config, "attention_head_dim", None)
+    if not torch.is_tensor(latents) or latents.ndim < 3 or not all(isinstance(number, int) for number in heads):
+        return 0
+    if latents.ndim == 3:
+        tokens = latents.shape[0] * latents.shape[1]
+    else:
+        patch = getattr(config, "patch_size", 1)
+        tokens = latents.numel() // latents.shape[1] // (math.prod(patch) if hasattr(patch, "__len__") else patch**2)
+    return 12 * tokens * heads[0] * heads[1] * latents.element_size()
 
 
 def _decided(

@@ -2,6 +2,7 @@
 
     plan.json          the plan, ksgen.plan/1
     run.json           how the run was made (only for runs of the command line)
+    memory.json        what was given up where memory ran out (only if it did)
     key_images/01.png  the picture each step starts from
     clips/01.mp4       the film of each step
     storyboard.png     all steps on one sheet
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from .checkpoints import write_atomically
 from .errors import KSGenError
 from .film.join import Joined, join, write_video
 from .film.subtitles import write_subtitles
-from .pipeline import Event, KeyImage, Made, Planned, StepClip
+from .pipeline import Event, Fallback, KeyImage, Made, Planned, StepClip
 from .sheet import sheet
 from .types import Clip, Plan, Storyboard
 from .video import open_clip
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     import torch
 
 PLAN, RUN, SHEET, FILM = "plan.json", "run.json", "storyboard.png", "skill.mp4"
+MEMORY = "memory.json"
 SRT, VTT = "skill.srt", "skill.vtt"
 FINISHED = (SHEET, FILM, SRT, VTT)
 """What is written once all steps are there."""
@@ -62,6 +64,11 @@ class StoryboardFolder:
         """Write the clip of step `step` (from 0) and give it back as the file holds it."""
         write_video(self.clip_path(step), [clip])
         return open_clip(self.clip_path(step))
+
+    def keep_fallback(self, fallback: Fallback) -> None:
+        """Add to `memory.json` what was given up because memory ran out."""
+        path = self.path / MEMORY
+        _write_json(path, [*(_read_json(path) if path.is_file() else []), asdict(fallback)])
 
     def key_images(self) -> dict[int, torch.Tensor]:
         """The key images that are there, by step (from 0)."""
@@ -152,7 +159,7 @@ def clear(folder: str | Path) -> None:
     try:
         # The settings go last: as long as they are there, the folder can be cleared again.
         finished = [path / name for name in FINISHED]
-        for file in (*_pictures_and_clips(path), *unfinished, *finished, path / PLAN, path / RUN):
+        for file in (*_pictures_and_clips(path), *unfinished, *finished, path / MEMORY, path / PLAN, path / RUN):
             file.unlink(missing_ok=True)
         for inner in ("key_images", "clips"):
             if (path / inner).is_dir() and not any((path / inner).iterdir()):
@@ -211,6 +218,8 @@ def keep(
             place.keep_key_image(event.step, event.image)
         elif isinstance(event, StepClip):
             event = replace(event, clip=place.keep_clip(event.step, event.clip))
+        elif isinstance(event, Fallback):
+            place.keep_fallback(event)
         yield event
     if place is None:
         raise ValueError("a run begins with Planned, got no event at all")

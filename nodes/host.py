@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     import torch
 
     from ..ksgen_core.build import Models
-    from ..ksgen_core.clips.wan_diffusers import ClipModel
+    from ..ksgen_core.clips.clip_diffusers import ClipModel
     from ..ksgen_core.film.join import Joined
+    from ..ksgen_core.keysteps.edit_diffusers import EditModel
     from ..ksgen_core.keysteps.sdxl_diffusers import KeyStepModel
-    from ..ksgen_core.pipeline import Update, Writing
+    from ..ksgen_core.pipeline import Fallback, Update, Writing
 
 Done = TypeVar("Done")
 log = logging.getLogger("ksgen")
@@ -117,35 +118,63 @@ def find_folder(kind: str, name: str, what: str, it: str = "its folder") -> Path
 
 
 class HostModels:
-    """A models folder whose parts are loaded when first used, and moved to the device by the host's memory management.
+    """Models whose parts are loaded when first used, and moved to the device by the host's memory management.
 
     What travels on the KSGEN_MODELS wire. The host caches it, so a part is read from disk once.
     """
 
     def __init__(self, models: Models) -> None:
         self.models = models
-        self._loaded: dict[str, Any] = {}
-        self._patchers: dict[str, list[Any]] = {}
+        self._loaded: dict[str, tuple[Any, HostResidence]] = {}
 
-    def key_steps(self) -> KeyStepModel:
-        """The key image model, ready on the host's device."""
+    def key_steps(self) -> KeyStepModel | EditModel:
+        """The key image model; its components come to the host's device when they work."""
         return self._ready("key_steps")
 
     def clips(self) -> ClipModel:
-        """The clip model, ready on the host's device."""
+        """The clip model; its components come to the host's device when they work."""
         return self._ready("clips")
 
     def _ready(self, stage: str) -> Any:
         import comfy.model_management as memory
 
-        device = memory.get_torch_device()
         if stage not in self._loaded:
-            require_packages("diffusers", "transformers")
-            model = getattr(self.models, stage)(memory.unet_offload_device(), dtype_for(device))
-            self._patchers[stage] = [patcher(part, device) for part in model.parts().values()]
-            self._loaded[stage] = model
-        memory.load_models_gpu(self._patchers[stage])
-        return self._loaded[stage]
+            require_packages("diffusers", "transformers", "accelerate")
+            device = memory.get_torch_device()
+            residence = HostResidence(device)
+            self._loaded[stage] = getattr(self.models, stage)(device, dtype_for(device), residence), residence
+        model, residence = self._loaded[stage]
+        residence.begin()
+        return model
+
+
+class HostResidence:
+    """A core `Residence`: the host's model management sees, loads and frees the components.
+
+    Each has a patcher of its own, so the text encoders can leave while the backbone works.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._patchers: dict[torch.nn.Module, Any] = {}
+        self._here: torch.nn.Module | None = None
+
+    def begin(self) -> None:
+        """The host may have moved anything since the last node of ours ran."""
+        self._here = None
+
+    def need(self, part: torch.nn.Module, streamed: bool, room: int) -> None:
+        import comfy.model_management as memory
+
+        if part is self._here:
+            return
+        if streamed:
+            memory.free_memory(room + memory.minimum_inference_memory(), self.device)
+        else:
+            if part not in self._patchers:
+                self._patchers[part] = patcher(part, self.device)
+            memory.load_models_gpu([self._patchers[part]], memory_required=room)
+        self._here = part
 
 
 def patcher(part: torch.nn.Module, device: torch.device) -> Any:
@@ -188,7 +217,7 @@ def require_packages(*names: str) -> None:
         )
 
 
-def watch(events: Iterator[Update | Writing | Done], parts: int = 1) -> Iterator[Done]:
+def watch(events: Iterator[Update | Writing | Fallback | Done], parts: int = 1) -> Iterator[Done]:
     """Pass on what a stage finishes, while the host shows progress and previews and may cancel after every update or
     token.
 
@@ -198,7 +227,7 @@ def watch(events: Iterator[Update | Writing | Done], parts: int = 1) -> Iterator
     import comfy.utils
     from comfy.model_management import throw_exception_if_processing_interrupted
 
-    from ..ksgen_core.pipeline import Update, Writing
+    from ..ksgen_core.pipeline import Fallback, Update, Writing
 
     bar: Any = None
     before = last = 0
@@ -206,6 +235,11 @@ def watch(events: Iterator[Update | Writing | Done], parts: int = 1) -> Iterator
     with closing(stage):
         for event in stage:
             throw_exception_if_processing_interrupted()
+            if isinstance(event, Fallback):
+                numbers = ", ".join(str(step + 1) for step in event.steps)
+                log.warning("%s, step %s: memory ran out, now %s.", event.stage, numbers, event.text)
+                last = 0  # what is begun again counts once
+                continue
             if not isinstance(event, Update | Writing):
                 yield event
                 continue

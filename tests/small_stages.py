@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
@@ -26,13 +26,15 @@ def blobs(seed: int | None, size: tuple[int, int]) -> torch.Tensor:
     return torch.nn.functional.interpolate(noise, size, mode="bicubic").clamp(0, 1)[0].permute(1, 2, 0)
 
 
-def draw(image: torch.Tensor, plan: Plan, steps: Sequence[int]) -> Iterator[Update | KeyImage]:
+def draw(
+    image: torch.Tensor, plan: Plan, steps: Sequence[int], made: Mapping[int, torch.Tensor]
+) -> Iterator[Update | KeyImage]:
     yield Update("key images", tuple(steps), 1, 1)
     for k in steps:
         yield KeyImage(k, (blobs(plan.steps[k].seed, (image.shape[0], image.shape[1])) + image) / 2)
 
 
-def render(image: torch.Tensor, plan: Plan, step: int) -> Iterator[Update | StepClip]:
+def render(image: torch.Tensor, plan: Plan, step: int, next_image: torch.Tensor | None) -> Iterator[Update | StepClip]:
     end = blobs(plan.steps[step].seed, (image.shape[0], image.shape[1]))
     for number in (1, 2):
         yield Update("clip", (step,), number, 2)

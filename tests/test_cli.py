@@ -40,7 +40,8 @@ def picture(tmp_path) -> Path:
 
 
 def words(models, picture, out, *more, goal="make a cup of tea"):
-    few = ("--updates", "2", "--clip-updates", "2", "--frames", "5", "--device", "cpu")
+    # One at a time, so that what is made again alone is equal bit for bit.
+    few = ("--updates", "2", "--clip-updates", "2", "--frames", "5", "--device", "cpu", "--batch", "1")
     return ["run", "--image", str(picture), "--goal", goal, "--out", str(out), "--models", str(models), *few, *more]
 
 
@@ -54,7 +55,7 @@ def test_a_run_is_whole_and_a_run_with_gaps_is_filled_with_the_same(models, pict
     assert all(text in told for text in TEXTS) and "skill.mp4" in told
     board = storyboard.load(tmp_path / "a")
     assert [step.text for step in board.plan.steps] == TEXTS and board.plan.goal == "make a cup of tea"
-    assert board.key_images[1].shape == (*build.open_folder(models).picture_size(), 3)
+    assert board.key_images[1].shape == (*build.open_folder(models).picture_size(board.key_images[0]), 3)
 
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     for name in ("key_images/03.png", "clips/02.mp4", "clips/03.mp4", "skill.mp4", "storyboard.png"):

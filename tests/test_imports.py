@@ -44,15 +44,17 @@ MAY_IMPORT = {
     "curation": NOUNS | STAGES | FOLDER | {"pipeline", "build", "metrics", "tabletop", "cache"},
     "training": NOUNS | STAGES | FOLDER | {"pipeline", "build", "metrics", "tabletop", "cache"},
     "cli_cache": NOUNS | {"cache"},
+    "cli_models": NOUNS | {"build"},
+    "cli_run": NOUNS
+    | {"cli_models", "cli_planner", "build", "pipeline", "storyboard"}
+    | {"keysteps", "clips"},
     "cli_export": NOUNS | FOLDER | {"export"},
     "cli_library": NOUNS | {"retrieval"},
     "cli_score": NOUNS | {"retrieval", "planning", "metrics", "storyboard"},
     "cli_planner": NOUNS | {"build", "pipeline", "planning", "retrieval"},
     "cli": NOUNS
-    | {"cli_cache", "cli_export", "cli_library", "cli_planner", "cli_score"}
-    | STAGES
-    | FOLDER
-    | {"presets", "pipeline", "build", "metrics", "tabletop", "training", "curation"},
+    | {"cli_cache", "cli_export", "cli_library", "cli_planner", "cli_run", "cli_score"}
+    | {"training", "curation"},
 }
 """Room of ksgen_core -> the other rooms it may import. A stage knows of `pipeline` the events that it yields."""
 

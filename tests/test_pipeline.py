@@ -76,7 +76,7 @@ def test_a_chain_starts_every_step_where_the_last_one_ended():
 def test_closing_a_run_closes_the_stage_at_work():
     closed = []
 
-    def endless(image, plan, step):
+    def endless(image, plan, step, end):
         try:
             while True:
                 yield Update("clip", (step,), 1, 9)

@@ -1,0 +1,360 @@
+"""`ksgen run` and `ksgen demo`: from a picture and a goal to a storyboard folder, with progress and Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, replace
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import cli_models, cli_planner
+from .errors import KSGenError
+from .keysteps.policies import POLICIES
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    import torch
+
+    from .build import Models
+    from .clips.settings import RenderSettings
+    from .pipeline import Event, Planned, Planner, Renderer, Writing
+    from .types import Example, Plan, Query
+
+
+def add_parsers(commands: Any) -> None:
+    """The commands `run` and `demo`."""
+    run = commands.add_parser("run", help="make a storyboard folder from a picture and a goal")
+    run.set_defaults(command=_run)
+    run.add_argument("--image", required=True, metavar="FILE", help="the initial picture")
+    run.add_argument("--goal", metavar="TEXT", help="the skill, e.g. 'make a cup of tea'")
+    run.add_argument("--out", required=True, metavar="DIR", help="the storyboard folder to write")
+    run.add_argument(
+        "--steps", metavar="N|FILE", help="make at most N key steps, or make those of a ksgen.plan/1 JSON file"
+    )
+    _add_common(run)
+
+    demo = commands.add_parser("demo", help="make the storyboard of a picture that ships with the pack")
+    demo.set_defaults(command=_demo)
+    demo.add_argument("--out", default="out/demo", metavar="DIR", help="default: out/demo; a former demo is replaced")
+    _add_common(demo)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="step k is made with seed N + k (default: 0)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in the folder at its first gap")
+    group = parser.add_argument_group("key images; what is not given is the model's own")
+    group.add_argument("--policy", choices=POLICIES, default=POLICIES[0], help=f"default: {POLICIES[0]}")
+    group.add_argument("--updates", type=int, metavar="N", help="sampler updates per key image")
+    group.add_argument("--guidance", type=float, metavar="X", help="how strongly key images follow the text, from 1")
+    group.add_argument("--negative", metavar="TEXT", help="what key images should not show")
+    group.add_argument("--size", type=_size, metavar="WxH", help="of the key images in pixels")
+    group.add_argument("--batch", type=int, metavar="N", help="draw at most N together (default: all that can be)")
+    group = parser.add_argument_group("clips; what is not given is the model's own")
+    group.add_argument("--clip-updates", type=int, metavar="N", help="sampler updates per clip")
+    group.add_argument("--clip-guidance", type=float, metavar="X", help="how strongly clips follow the text, from 1")
+    group.add_argument("--clip-negative", metavar="TEXT", help="what clips should not show")
+    group.add_argument("--clip-size", type=_size, metavar="WxH", help="of the clips in pixels")
+    group.add_argument("--frames", type=int, metavar="N", help="frames per clip, of steps without seconds of their own")
+    group.add_argument("--fps", type=float, metavar="X", help="frames a second")
+    group.add_argument("--to-next", action="store_true", help="end each clip in the next step's key image")
+    add_where(parser)
+    cli_models.add_options(parser)
+    cli_planner.add_options(parser)
+
+
+def add_where(parser: argparse.ArgumentParser) -> None:
+    """Which models, on which device, how precisely."""
+    parser.add_argument("--models", metavar="DIR", help="a models folder (default: the embedded models)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="auto: bfloat16 on CUDA, else float32",
+    )
+
+
+def device_of(args: argparse.Namespace) -> str:
+    """The device that is asked for; what "auto" is for the dtype is settled with it."""
+    import torch
+
+    device = args.device
+    if device != "auto":
+        try:
+            torch.empty(0, device=device).cpu()
+        except (RuntimeError, AssertionError, ImportError) as error:  # what torch raises depends on its build
+            reason = str(error).partition("\n")[0]
+            raise KSGenError(f"--device {device!r} cannot be used ({reason}). Choose another one, or auto.") from error
+    elif torch.cuda.is_available():
+        device = "cuda"
+    else:
+        device = "mps" if torch.backends.mps.is_available() else "cpu"
+    if args.dtype == "auto":
+        args.dtype = "bfloat16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "float32"
+    return device
+
+
+def _size(text: str) -> tuple[int, int]:
+    """`WIDTHxHEIGHT` -> (height, width)."""
+    width, cross, height = text.lower().partition("x")
+    if not (cross and width.isdigit() and height.isdigit()):
+        raise argparse.ArgumentTypeError(f"a size is WIDTHxHEIGHT in pixels, e.g. 832x480, got {text!r}")
+    return int(height), int(width)
+
+
+def _run(args: argparse.Namespace, _own: Sequence[str]) -> int:
+    from .pixels import read_picture
+    from .storyboard import read_plan
+
+    plan, limit = None, None
+    if args.steps is not None and args.steps.isdigit():
+        limit = int(args.steps)
+        if limit < 1:
+            raise KSGenError("--steps is at least 1, got 0.")
+    elif args.steps is not None:
+        plan = read_plan(args.steps)
+    goal = plan.goal if plan and args.goal is None else args.goal
+    if goal is None:
+        raise KSGenError("No goal was given. Say which skill is wanted with --goal, or give a plan file with --steps.")
+    if plan and goal != plan.goal:
+        raise KSGenError(f"--goal is {goal!r}, but the goal of {args.steps} is {plan.goal!r}. Leave --goal out.")
+    return _make(args, read_picture(args.image), goal, plan, limit)
+
+
+def _demo(args: argparse.Namespace, _own: Sequence[str]) -> int:
+    from . import build
+    from .pixels import read_picture
+
+    picture = read_picture(build.MINI / "demo.png")
+    goal = json.loads((build.MINI / "demo.json").read_text(encoding="utf-8"))["goal"]
+    return _make(args, picture, goal, None, None, demo=True)
+
+
+def _make(
+    args: argparse.Namespace,
+    image: torch.Tensor,
+    goal: str,
+    plan: Plan | None,
+    limit: int | None,
+    demo: bool = False,
+) -> int:
+    """Make the storyboard in the folder `args.out`; a demo takes the place of a former one."""
+    import torch
+
+    from . import build, pixels, storyboard
+    from .clips.settings import RenderSettings
+    from .keysteps.policies import DrawSettings
+    from .pipeline import run
+    from .types import Query, with_seeds
+
+    if not 0 <= args.seed < 2**64:
+        raise KSGenError(f"--seed is a whole number from 0 to 2**64 - 1, got {args.seed}.")
+    # Its advice on optional packages would stand between the progress bars.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    query = Query(image, goal)
+    models = cli_models.chosen(args)
+    draw_with = _with(
+        DrawSettings(args.policy),
+        updates=args.updates,
+        guidance=args.guidance,
+        negative=args.negative,
+        size=args.size,
+        batch=args.batch,
+    )
+    render_with = _with(
+        RenderSettings(last_frame=args.to_next),
+        updates=args.clip_updates,
+        guidance=args.clip_guidance,
+        negative=args.clip_negative,
+        size=args.clip_size,
+        frames=args.frames,
+        fps=args.fps,
+    )
+    settings = {
+        "goal": goal,
+        "picture": hashlib.sha256(pixels.to_uint8(image).tobytes()).hexdigest()[:16],
+        "seed": args.seed,
+        "steps": limit,
+        "models": str(models.folder) if args.models else "embedded",
+        "draw": asdict(draw_with),
+        "render": asdict(render_with),
+        **cli_models.described(args),
+        **cli_planner.described(args),
+        **({"demo": True} if demo else {}),
+    }
+
+    settings = json.loads(json.dumps(settings))  # as a file gives them back
+    models.check(render_with, plan)
+    resumed = None
+    if args.resume and storyboard.is_storyboard(args.out):
+        resumed = storyboard.resume(args.out, settings, with_seeds(plan, args.seed) if plan else None)
+        plan, limit = resumed.plan, None
+
+    device = device_of(args)
+    dtype, stage = getattr(torch, args.dtype), build.OneStage()
+    if plan is None:
+        retrieve, make_plan = cli_planner.chosen(args, models, device, args.dtype)
+    else:
+        retrieve, make_plan = _no_examples, _always(plan)
+    render = build.renderer(models, render_with, device, dtype, stage)
+    events = run(
+        query,
+        retrieve,
+        _checked(models, render_with, make_plan if limit is None else _at_most(limit, make_plan)),
+        build.drawer(models, draw_with, device, dtype, stage),
+        render,
+        seed=args.seed,
+        size=args.size or models.picture_size(image),
+        chain=args.policy == "last_frame",
+        made=resumed.made() if resumed else None,
+    )
+    if demo and not args.resume and (storyboard.run_settings(args.out) or {}).get("demo"):
+        events = _replacing(args.out, events, render)
+    try:
+        with closing(events), closing(storyboard.keep(events, args.out, settings, resumed)) as kept:
+            show(_until_ctrl_c(kept))
+    except KeyboardInterrupt:
+        print(f"\nksgen: stopped. What is made lies in {args.out}; go on with --resume.", file=sys.stderr)
+        return 130
+    print(f"{Path(args.out) / storyboard.SHEET}\n{Path(args.out) / storyboard.FILM}")
+    return 0
+
+
+def _replacing(folder: str, events: Iterator[Event], render: Renderer) -> Generator[Event, None, None]:
+    """The events of a new run; the one that lies in `folder` is cleared away once both models of the new are loaded."""
+    from . import storyboard
+    from .pipeline import KeyImage, Planned
+
+    held, plan = [], None
+    for event in events:
+        held.append(event)
+        if isinstance(event, Planned):
+            plan = event.plan
+        elif plan and isinstance(event, KeyImage) and event.step == 0:
+            render(
+                event.image, plan, 0, None
+            )  # loads the clip model; nothing is rendered before its events are asked for
+        elif plan:
+            break  # the first event that asked for a model
+    storyboard.clear(folder)
+    yield from chain(held, events)
+
+
+def _until_ctrl_c(events: Iterable[Event]) -> Iterator[Event]:
+    """The events; after Ctrl-C none follows and `KeyboardInterrupt` is raised. Pressed again, it stops at once.
+
+    An interrupt at any place would be dropped by Python, with a traceback, wherever it fell into a finaliser.
+    """
+    with _ctrl_c_noted() as pressed:
+        for event in events:
+            yield event
+            if pressed.is_set():
+                raise KeyboardInterrupt
+
+
+@contextmanager
+def _ctrl_c_noted() -> Iterator[threading.Event]:
+    """The event that the first Ctrl-C sets. Elsewhere than in the main thread Python hears no signals."""
+    pressed = threading.Event()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if pressed.is_set():
+            signal.default_int_handler(number, frame)
+        pressed.set()
+        print("\nksgen: stopping after this update; Ctrl-C again stops at once.", file=sys.stderr)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield pressed
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def show(events: Iterable[Event]) -> None:
+    """Go through the events of a run with a progress bar for each stage and a line for each key step of the plan."""
+    from tqdm import tqdm
+
+    from .pipeline import Fallback, Planned, Update, Writing
+
+    with ExitStack() as bars:
+        bar, work = None, ("", 0)
+        for event in events:
+            if isinstance(event, Planned):
+                bars.close()
+                bar = None
+                print(event.plan.goal)
+                for number, step in enumerate(event.plan.steps, 1):
+                    print(f"  {number}. {step.text}", flush=True)
+            elif isinstance(event, Writing):
+                if bar is None:
+                    bar = bars.enter_context(tqdm(desc="plan", unit="token"))
+                bar.update(event.number - bar.n)
+            elif isinstance(event, Fallback):
+                numbers = ", ".join(str(step + 1) for step in event.steps)
+                tqdm.write(f"{event.stage} step {numbers}: memory ran out, now {event.text}.", file=sys.stderr)
+                work = ("", 0)
+            elif isinstance(event, Update):
+                # A stage counts its updates from 1, through all steps that it was asked for together.
+                if bar is None or event.stage != work[0] or event.number <= work[1]:
+                    bars.close()
+                    bar = bars.enter_context(tqdm(total=event.total, unit="update"))
+                work = (event.stage, event.number)
+                numbers = ", ".join(str(step + 1) for step in event.steps)
+                bar.set_description(f"{event.stage} step {numbers}", refresh=False)
+                bar.update(event.number - bar.n)
+
+
+def _with(settings: Any, **given: Any) -> Any:
+    """The settings with those options that were given on the command line."""
+    return replace(settings, **{name: value for name, value in given.items() if value is not None})
+
+
+def _no_examples(_query: Query) -> tuple[Example, ...]:
+    """The retriever of a run whose plan is given."""
+    return ()
+
+
+def _always(plan: Plan) -> Planner:
+    """The planner of a run whose plan is given."""
+    from .pipeline import Planned
+
+    return lambda _query, _examples: iter((Planned(plan),))
+
+
+def _checked(models: Models, settings: RenderSettings, make_plan: Planner) -> Planner:
+    """The planner `make_plan`; a plan whose clips cannot be made is refused."""
+    from .pipeline import Planned
+
+    def plan(query: Query, examples: Sequence[Example]) -> Iterator[Writing | Planned]:
+        for event in make_plan(query, examples):
+            if isinstance(event, Planned):
+                models.check(settings, event.plan)
+            yield event
+
+    return plan
+
+
+def _at_most(count: int, make_plan: Planner) -> Planner:
+    """The planner `make_plan`, but of its plan the first `count` steps."""
+    from .pipeline import Planned
+
+    def plan(query: Query, examples: Sequence[Example]) -> Iterator[Writing | Planned]:
+        for event in make_plan(query, examples):
+            if isinstance(event, Planned):
+                event = Planned(replace(event.plan, steps=event.plan.steps[:count]))
+            yield event
+
+    return plan

@@ -1,0 +1,194 @@
+"""Components by need, the memory options and the ladder, on the embedded clip model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_clips import FAST, picture
+from tiny_clips import render as render_tiny
+from torch import nn
+
+from ksgen_core import build
+from ksgen_core.errors import KSGenError
+from ksgen_core.memory import MemoryOptions
+from ksgen_core.residence_diffusers import OneByOne, climb, out_of_memory, settle, size_of, with_ladder
+
+
+def clip_model():
+    return build.embedded().clips()
+
+
+def render(model, steps, images=None):
+    return render_tiny(model, steps, images, settings=FAST)
+
+
+@pytest.fixture(scope="module")
+def bare():
+    return render(clip_model(), [0])[0]
+
+
+def settled(**options):
+    model = clip_model()
+    settle(model, MemoryOptions(**options))
+    return model
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"offload": "none"}, {"offload": "parts"}, {"offload": "layers"}, {"tiling": True}, {"attention": "native"}],
+    ids=str,
+)
+def test_options_that_cost_nothing_change_nothing(options, bare):
+    assert render(settled(**options), [0])[0].equal(bare)
+
+
+@pytest.mark.parametrize(
+    "options", [{"fp8": True}, {"fp8": True, "offload": "layers"}, {"first_block_cache": 0.2}], ids=str
+)
+def test_options_that_cost_a_little_change_a_little(options, bare):
+    changed = render(settled(**options), [0])[0]
+    assert not changed.equal(bare)
+    assert (changed - bare).abs().mean() < 0.02
+
+
+def test_fp8_halves_the_backbone_or_better():
+    model = clip_model()
+    before = size_of(model.pipe.transformer.blocks)
+    settle(model, MemoryOptions(fp8=True))
+    assert size_of(model.pipe.transformer.blocks) < before / 2
+
+
+class Noting:
+    """A residence that notes who was needed."""
+
+    device = torch.device("cpu")
+
+    def __init__(self):
+        self.needed, self.rooms = [], {}
+
+    def need(self, part, streamed, room):
+        self.rooms[type(part).__name__] = room
+        if not self.needed or self.needed[-1] != (part, streamed):
+            self.needed.append((part, streamed))
+
+
+def test_every_component_is_asked_for_before_it_works(bare):
+    model, noting = clip_model(), Noting()
+    settle(model, MemoryOptions(), noting)
+    assert render(model, [0])[0].equal(bare)
+    names = {part: name for name, part in model.parts().items()}
+    order = [names[part] for part, _ in noting.needed]
+    assert order.index("text_encoder") < order.index("transformer") and order[-1] == "vae"
+    assert "text_encoder" not in order[order.index("transformer") :]  # out before the first update, and not called back
+    assert not any(streamed for _, streamed in noting.needed)
+    # 5 frames of 32 x 32 pixels are 2 x 4 x 4 latents, in patches of 2 x 2: 8 tokens of width 256 in float32.
+    assert noting.rooms["WanTransformer3DModel"] == 12 * 8 * 256 * 4
+
+
+def test_streamed_layers_are_not_moved_by_the_host(bare):
+    model, noting = clip_model(), Noting()
+    settle(model, MemoryOptions(offload="layers"), noting)
+    assert render(model, [0])[0].equal(bare)
+    assert {streamed for part, streamed in noting.needed if part is model.pipe.transformer} == {True}
+
+
+class Moved(nn.Linear):
+    """A component that says where it was last sent."""
+
+    where = "cpu"
+
+    def to(self, *args, **kwargs):
+        self.where = str(args[0])
+        return self  # there is one device on the machines that test this
+
+
+def test_one_component_at_a_time_is_on_the_device():
+    first, second, residence = Moved(1, 1), Moved(1, 1), OneByOne("cuda")
+    residence.need(first, False, 0)
+    assert (first.where, second.where) == ("cuda", "cpu")
+    residence.need(second, False, 0)
+    assert (first.where, second.where) == ("cpu", "cuda")
+    residence.need(first, True, 0)  # brings its own layers
+    assert (first.where, second.where) == ("cpu", "cpu")
+
+
+def hungry(part: nn.Module, times: int):
+    """Let the component ask `times` times for more memory than any machine has, by torch's own allocator."""
+    left = [times]
+
+    def ask(*_):
+        if left[0]:
+            left[0] -= 1
+            torch.empty(2**60)
+
+    return part.register_forward_pre_hook(ask)
+
+
+def test_out_of_memory_is_told_from_other_errors():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60)
+    assert out_of_memory(caught.value)
+    assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+    with pytest.raises(RuntimeError) as caught:
+        torch.zeros(2) + torch.zeros(3)
+    assert not out_of_memory(caught.value)
+    assert not out_of_memory(KSGenError("out of memory"))
+
+
+def test_the_ladder_is_climbed_until_it_works_and_each_rung_is_told(bare):
+    model = settled(offload="none")
+    hook = hungry(model.pipe.transformer, 2)
+    events = list(with_ladder(model, lambda: iter([render(model, [0])[0]]), tell=lambda climbed: climbed.rung))
+    hook.remove()
+    assert events[:2] == ["tiling", "parts"]
+    assert events[2].equal(bare)
+    assert model.settled.options == MemoryOptions(offload="parts", tiling=True)
+
+
+def test_after_the_last_rung_it_is_an_error_that_says_what_was_tried():
+    model = settled(offload="none")
+    hook = hungry(model.pipe.transformer, 99)
+    with pytest.raises(KSGenError, match="tiling, parts, layers, fp8.*smaller"):
+        list(with_ladder(model, lambda: iter([render(model, [0])])))
+    hook.remove()
+    assert climb(model) is None
+
+
+def test_other_errors_go_through_untouched():
+    model = settled()
+
+    def fail():
+        yield 1
+        raise ValueError("not memory")
+
+    events = with_ladder(model, fail)
+    assert next(events) == 1
+    with pytest.raises(ValueError, match="not memory"):
+        next(events)
+    assert not model.settled.options.tiling
+
+
+def test_options_can_be_raised_on_a_model_that_has_some(bare):
+    model = settled(offload="layers")
+    settle(model, MemoryOptions(offload="layers", fp8=True))
+    assert (render(model, [0])[0] - bare).abs().mean() < 0.02
+    settle(model, MemoryOptions(offload="none", fp8=True))
+    render(model, [0])
+
+
+def test_several_gpus_need_as_many_processes():
+    with pytest.raises(KSGenError, match="torchrun --nproc-per-node 2"):
+        settled(gpus=2)
+
+
+def test_an_attention_whose_package_is_missing_is_refused():
+    with pytest.raises(KSGenError, match="transformer"):
+        settled(attention="flash")
+
+
+def test_what_was_given_stays_as_it_was():
+    model = clip_model()
+    state = {name: tensor.clone() for name, tensor in model.pipe.transformer.state_dict().items()}
+    settle(model, MemoryOptions(offload="layers", tiling=True))
+    render(model, [0], images=[picture(0)])
+    assert all(tensor.equal(state[name]) for name, tensor in model.pipe.transformer.state_dict().items())
