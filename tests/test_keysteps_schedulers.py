@@ -37,6 +37,7 @@ SCHEDULERS = {
     "unipc": ("UniPCMultistepScheduler", {}),
     "heun": ("HeunDiscreteScheduler", {}),
     "lcm": ("LCMScheduler", {}),
+    "edm": ("EDMDPMSolverMultistepScheduler", {}),
 }
 SETTINGS = replace(FAST, policy="text_only", updates=5, guidance=3.0)
 
@@ -59,7 +60,7 @@ def scheduler(request):
     import diffusers
 
     name, more = SCHEDULERS[request.param]
-    return getattr(diffusers, name)(**OF_SDXL, **more)
+    return getattr(diffusers, name).from_config({**OF_SDXL, **more})  # EDM's knows no betas
 
 
 @pytest.fixture(params=["sdxl", "kolors"])

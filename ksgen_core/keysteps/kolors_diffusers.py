@@ -33,6 +33,7 @@ def encode_kolors(pipe: Any, texts: list[str], device: torch.device) -> Texts:
         input_ids=read["input_ids"],
         attention_mask=read["attention_mask"],
         position_ids=read["position_ids"],
+        use_cache=False,  # nothing is written on; transformers 5 saves configs that do not say it, diffusers asks them
         output_hidden_states=True,
     ).hidden_states
     # ChatGLM gives [L, T, C].
