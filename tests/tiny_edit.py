@@ -99,7 +99,7 @@ def _qwen(path: Path) -> None:
         latents_mean=[0.1, -0.1, 0.2, 0.0], latents_std=[1.0, 1.5, 0.8, 1.1],
     )  # fmt: skip
     transformer = QwenImageTransformer2DModel(
-        in_channels=16, out_channels=4, num_layers=1, attention_head_dim=16, num_attention_heads=2,
+        in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=2,
         joint_attention_dim=32, axes_dims_rope=(4, 6, 6),
     )  # fmt: skip
     _write(
@@ -127,7 +127,7 @@ def _kontext(path: Path) -> None:
         d_model=32, d_kv=16, d_ff=48, num_layers=1, num_heads=2, vocab_size=160, feed_forward_proj="gated-gelu"
     )
     transformer = FluxTransformer2DModel(
-        in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
         joint_attention_dim=32, pooled_projection_dim=16, guidance_embeds=True, axes_dims_rope=(4, 6, 6),
     )  # fmt: skip
     vae = AutoencoderKL(
@@ -168,7 +168,7 @@ def _klein(path: Path, distilled: bool = True) -> None:
     tokenizer = _qwen_tokenizer(MARKS, LLAMA_CHAT)
     config = Qwen3Config(**SHAPE, head_dim=16, num_hidden_layers=2, vocab_size=448, max_position_embeddings=4096)
     transformer = Flux2Transformer2DModel(
-        in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
         joint_attention_dim=64, timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=False,
     )  # fmt: skip
     vae = AutoencoderKLFlux2(**_vae_blocks(4), latent_channels=4)

@@ -9,7 +9,7 @@ latent pixels), C their width.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,6 +136,9 @@ class EditModel:
                 f"The model in {self.folder} edits pictures; it cannot draw by the policy {settings.policy!r}. Choose "
                 f"one of {', '.join(POLICIES)}."
             )
+        if self.family.name.startswith("flux2") and self.pipe.transformer.is_cache_enabled:
+            # diffusers 0.42 takes what the first block gives, and what the last one does, for the same kind of thing.
+            raise KSGenError(f"FirstBlockCache does not work with the model in {self.folder}, a Flux.2. Turn it off.")
         ordered, made = sorted(set(steps)), dict(made or {})
         image = pixels.one_picture(made.get(0, image))
         wanted = self._wanted(settings, image)
@@ -170,7 +173,7 @@ class EditModel:
         self, call: dict[str, Any], k: int, number: int, count: int, colours: Tensor, wanted: Wanted
     ) -> Generator[Update, None, Tensor]:
         """Run the pipeline once, as edit `number` (from 0) of `count`, and return its picture [H, W, 3]."""
-        with closing(run_pipeline(self.pipe, **call)) as states:
+        with self._caching(), closing(run_pipeline(self.pipe, **call)) as states:
             while True:
                 try:
                     state = next(states)
@@ -179,6 +182,15 @@ class EditModel:
                 preview = pixels.preview(self._unfold(state, wanted), colours, wanted.height)
                 yield Update("draw", (k,), number * state.total + state.number, count * state.total, preview)
                 del state
+
+    def _caching(self) -> AbstractContextManager[None]:
+        """What FirstBlockCache, if it is on, wants around a pipeline's run."""
+        transformer = self.pipe.transformer
+        if not transformer.is_cache_enabled:
+            return nullcontext()
+        transformer._reset_stateful_cache()  # a run that was stopped has left its own behind
+        # Kontext's is the pipeline that says nothing to the cache.
+        return transformer.cache_context("cond") if self.family.name == "flux-kontext" else nullcontext()
 
     def _wanted(self, settings: DrawSettings, image: Tensor) -> Wanted:
         """The settings with nothing left open. Raises `KSGenError` for what this model cannot do."""
