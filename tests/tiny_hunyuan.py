@@ -44,7 +44,7 @@ def new_pipeline():
 
     tokenizer, text_encoder = qwen()
     tokenizer_2 = ByT5Tokenizer(extra_ids=0)
-    channels, sight = 8, 16
+    channels, sight = 4, 16
     return diffusers.HunyuanVideo15ImageToVideoPipeline(
         text_encoder=text_encoder,
         tokenizer=tokenizer,
@@ -54,7 +54,7 @@ def new_pipeline():
             text_embed_2_dim=32, image_embed_dim=sight, rope_axes_dim=(4, 6, 6), target_size=TARGET,
         ),
         vae=diffusers.AutoencoderKLHunyuanVideo15(
-            latent_channels=channels, block_out_channels=(16, 16, 16, 16, 16), layers_per_block=1
+            latent_channels=channels, block_out_channels=(8, 8, 8, 8, 8), layers_per_block=1
         ),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0),
         text_encoder_2=T5EncoderModel(
