@@ -55,7 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     validation = only_of(records, "validation", arguments.max_images)
     if not training:
         raise KSGenError(f"{arguments.data} has no record of two or more steps to train on. See docs/DATASET.md.")
-    told(f"{len(training)} records to train on, {len(validation)} to validate")
+    share = Share()
+    if accelerator:
+        share = Share(accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone)
+    told(f"{len(training)} records to train on, {len(validation)} to validate, in {share.count} processes on {device}")
     folder = arguments.keysteps or build.MINI / "keysteps"
     adapters = {"adapter": arguments.adapter, "image_encoder": arguments.image_encoder}
     if arguments.dry_run:
@@ -73,9 +76,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return KeyStepModel.load(folder, device, weights, place=place, **adapters)
 
-    share = Share()
-    if accelerator:
-        share = Share(accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone)
     plans = encode_records(
         only_encoders,
         [*training, *validation],
@@ -131,7 +131,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         look(recipe.iterations, "average" if recipe.ema else "as they are")
         skill.save(arguments.out, DTYPES[arguments.save_dtype])
         told(f"wrote {arguments.out}")
-    share.wait()
+    if accelerator:
+        accelerator.wait_for_everyone()
+        accelerator.end_training()
     return 0
 
 
