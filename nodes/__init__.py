@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import host, language_models, libraries, loop_host, skill_transformer
+from . import diffusers_models, host, language_models, libraries, loop_host, skill_transformer
 from .clip_frames import KSGenClipFrames
 from .clips import KSGenCollectClips, KSGenJoinClips, KSGenRenderClips
 from .contact_sheet import KSGenContactSheet
+from .diffusers_models import KSGenLoadDiffusers, KSGenLoadLora
 from .export import KSGenExportPage, KSGenSaveWebP
 from .film import KSGenSaveFilm
 from .keysteps import KSGenDrawKeySteps
@@ -63,6 +64,8 @@ NODES: list[type[io.ComfyNode]] = [
     KSGenForeseeTokens,
     KSGenApplyImageTokens,
     KSGenTokensToConditioning,
+    KSGenLoadDiffusers,
+    KSGenLoadLora,
 ]
 
 
@@ -74,6 +77,7 @@ class KSGenExtension(ComfyExtension):
         language_models.register_folder()
         libraries.register_folder()
         skill_transformer.register_folder()
+        diffusers_models.register_folder()
         host.offer_example_picture()
         loop_host.watch_queue()
 

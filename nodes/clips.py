@@ -51,22 +51,53 @@ class KSGenRenderClips(io.ComfyNode):
                     tooltip="Its key image, or the last frame of the clip before it: one unbroken film, in which "
                     "mistakes add up. Then only the first key image is used, and one picture is enough.",
                 ),
-                io.Int.Input("updates", default=12, min=1, max=1000, tooltip="Sampler updates per clip."),
+                io.Int.Input(
+                    "updates", default=0, min=0, max=1000, tooltip="Sampler updates per clip. 0: as suits the model."
+                ),
                 io.Float.Input(
                     "guidance",
-                    default=1.0,
-                    min=1.0,
+                    default=0.0,
+                    min=0.0,
                     max=30.0,
                     step=0.1,
-                    tooltip="How strongly the step's text steers. 1 turns guidance off and halves the time.",
+                    tooltip="How strongly the step's text steers. 1 turns guidance off and halves the time. 0: what "
+                    "suits the model.",
                 ),
                 io.Int.Input(
-                    "frames", default=17, min=5, max=1001, step=4, tooltip="Frames per clip: 4 times a number, plus 1."
+                    "frames",
+                    default=0,
+                    min=0,
+                    max=1001,
+                    tooltip="Frames per clip; most models take 4 or 8 times a number, plus 1. 0: as suits the model. "
+                    "A step that has seconds in the plan lasts as long as that, as nearly as the model can.",
                 ),
                 io.Float.Input(
-                    "fps", default=8.0, min=1.0, max=120.0, step=0.5, tooltip="Frames a second of the clips."
+                    "fps",
+                    default=0.0,
+                    min=0.0,
+                    max=120.0,
+                    step=0.5,
+                    tooltip="Frames a second of the clips. 0: as suits the model.",
                 ),
                 sockets.seed_input("Step k gets this seed + k, unless the plan already fixes a seed for it."),
+                io.String.Input(
+                    "negative",
+                    default="",
+                    optional=True,
+                    multiline=True,
+                    tooltip="What the clips should not show. Empty: what its makers recommend for the model.",
+                ),
+                *sockets.size_inputs(
+                    "Of the clips. 0: as the key images, shrunk where they have more pixels than suit the model."
+                ),
+                io.Boolean.Input(
+                    "to_next",
+                    display_name="end in next key image",
+                    default=False,
+                    optional=True,
+                    tooltip="Each clip ends in the key image of the step after it: one motion without a cut. Wan 2.2 "
+                    "14B, Wan 2.1 first/last frame, LTX and LTX-2 can.",
+                ),
             ],
             outputs=[
                 sockets.Clips.Output("clips", display_name="clips", tooltip="One clip per step, in order."),
@@ -91,6 +122,10 @@ class KSGenRenderClips(io.ComfyNode):
         frames: int,
         fps: float,
         seed: int,
+        negative: str = "",
+        width: int = 0,
+        height: int = 0,
+        to_next: bool = False,
     ) -> io.NodeOutput:
         import torch
 
@@ -103,7 +138,15 @@ class KSGenRenderClips(io.ComfyNode):
             check_key_images(plan, key_images)
         plan = with_seeds(plan, seed)
         steps = range(len(plan.steps))
-        settings = RenderSettings(updates=updates, guidance=guidance, frames=frames, fps=fps)
+        settings = RenderSettings(
+            updates or None,
+            guidance or None,
+            frames or None,
+            fps or None,
+            negative or None,
+            sockets.size_of(width, height),
+            to_next,
+        )
         if chain:
             events = _render_chain(models.clips(), key_images[0], plan, settings)
         else:

@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..ksgen_core.errors import KSGenError
 from . import host, sockets
 
 
@@ -68,6 +69,13 @@ class KSGenNativeText(io.ComfyNode):
     @classmethod
     def execute(cls, models: host.HostModels, text: str) -> io.NodeOutput:
         from ..ksgen_core.clips.render import encode_text_native
+        from ..ksgen_core.clips.wan_diffusers import WanClipModel
 
-        conditioning: list[list[Any]] = [[encode_text_native(models.clips(), text), {}]]
+        model = models.clips()
+        if not isinstance(model, WanClipModel):
+            raise KSGenError(
+                f"This node encodes for ComfyUI's Wan nodes, and the clip model is {model.family.name}. Choose a Wan "
+                "folder, or the host's own text encoder nodes."
+            )
+        conditioning: list[list[Any]] = [[encode_text_native(model, text), {}]]
         return io.NodeOutput(conditioning)

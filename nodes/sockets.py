@@ -6,6 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..ksgen_core.errors import KSGenError
+
 Models = io.Custom("KSGEN_MODELS")
 """A `host.HostModels`."""
 
@@ -69,3 +71,18 @@ def file_name_input(default: str) -> io.Input:
 def results_input(name: str, **options: Any) -> io.Input:
     """Whatever a step of a loop may result in: pictures, a video, or the files of Video Helper Suite's combine node."""
     return io.MultiType.Input(name, [io.Image, io.Video, io.Custom("VHS_FILENAMES")], **options)
+
+
+def size_inputs(tooltip: str) -> list[io.Input]:
+    """Width and height in pixels, both 0 for a size that is found out."""
+    return [
+        io.Int.Input(name, default=0, min=0, max=8192, step=8, optional=True, tooltip=tooltip)
+        for name in ("width", "height")
+    ]
+
+
+def size_of(width: int, height: int) -> tuple[int, int] | None:
+    """What `size_inputs` give, as (height, width). Raises `KSGenError` if only one of them is given."""
+    if bool(width) != bool(height):
+        raise KSGenError(f"A size is a width and a height, got {width} x {height}. Give both, or 0 for both.")
+    return (height, width) if width else None

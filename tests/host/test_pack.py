@@ -41,6 +41,8 @@ IDS = [
     "KSGenForeseeTokens",
     "KSGenApplyImageTokens",
     "KSGenTokensToConditioning",
+    "KSGenLoadDiffusers",
+    "KSGenLoadLora",
 ]
 """Saved workflows name these: an id may be added, never renamed or removed."""
 
