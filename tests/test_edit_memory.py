@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import tiny_edit
 import torch
-from test_edit import KLEIN, draw, whole
+from test_edit import FAST, KLEIN, draw, whole
 from tiny_edit import KINDS, PLAN, picture
 
 from ksgen_core.errors import KSGenError
@@ -56,6 +56,25 @@ def test_first_block_cache_forgets_a_run_that_was_stopped(kind, far):
     assert draw(edit_model, [1], settings=settings)[1].equal(first)
     plain = draw(settled(kind, **NO_OFFLOAD), [1], settings=settings)[1]
     assert first.equal(plain) is not far
+
+
+def test_where_memory_runs_out_a_step_is_begun_again_on_the_next_rung():
+    """The third pass of the backbone, in the second key image, finds no room; once."""
+    edit_model, passes = settled("flux-kontext", **NO_OFFLOAD), []
+
+    def fill(module, args):
+        passes.append(1)
+        if len(passes) == 3:
+            raise torch.OutOfMemoryError("no room")
+
+    edit_model.pipe.transformer.register_forward_pre_hook(fill)
+    events = list(edit_model.draw(picture(), PLAN, [1, 2], FAST))
+    assert [(type(event).__name__, getattr(event, "number", None)) for event in events] == [
+        ("Update", 1), ("Update", 2), ("KeyImage", None), ("Fallback", None),
+        ("Update", 3), ("Update", 4), ("KeyImage", None),
+    ]  # fmt: skip
+    assert events[3].steps == (2,) and events[3].rung == "tiling" and edit_model.settled.options.tiling
+    assert events[2].image.equal(whole("flux-kontext")[1])
 
 
 def test_first_block_cache_is_refused_where_it_does_not_work():

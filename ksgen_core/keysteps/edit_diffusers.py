@@ -8,7 +8,8 @@ latent pixels), C their width.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,11 @@ from torch import Tensor, nn
 from .. import pixels
 from ..checkpoints_diffusers import quietly
 from ..errors import KSGenError
-from ..pipeline import KeyImage, Update
+from ..pipeline import Fallback, KeyImage, Update
+from ..residence_diffusers import Climbed, with_ladder
 from ..sampling_diffusers import State, run_pipeline
 from ..types import Plan, with_seeds
+from .draw import PREVIEW_HEIGHT
 from .edit_chain import check_order, instruction, references
 from .edit_files_diffusers import check, read_folder, save_folder
 from .families import Defaults, Family, defaults_of, size_like
@@ -119,14 +122,14 @@ class EditModel:
         steps: Sequence[int],
         settings: DrawSettings | None = None,
         made: Mapping[int, Tensor] | None = None,
-    ) -> Iterator[Update | KeyImage]:
+    ) -> Iterator[Update | KeyImage | Fallback]:
         """Draw the key images of `steps` (numbers from 0), given the initial picture [H, W, 3] and the whole plan.
 
         Each is an edit of earlier ones, which are drawn before it or found in `made` (a picture of step 0 there takes
         the place of the initial one). Yields an `Update` per sampler update and a `KeyImage` (float32 0..1 on the CPU,
-        of the size that `size_for` says) per finished step, one step after another: they depend on each other. Steps
-        without a seed count theirs from 0. Raises `KSGenError` before any work if something is lacking or this model
-        cannot draw so.
+        of the size that `size_for` says) per finished step, one step after another: they depend on each other. Where
+        memory runs out a `Fallback` comes, and the step begins again. Steps without a seed count theirs from 0. Raises
+        `KSGenError` before any work if something is lacking or this model cannot draw so.
         """
         settings = settings or DrawSettings(policy="edit_chain")
         if wrong := [k for k in steps if not 0 <= k < len(plan.steps)]:
@@ -144,12 +147,13 @@ class EditModel:
         wanted = self._wanted(settings, image)
         if settings.policy != "initial":
             check_order(ordered, made)
-        there = {k: pixels.fit(picture, wanted.height, wanted.width) for k, picture in {**made, 0: image}.items()}
+        there = {0: image} | {r: made[r] for k in ordered for r in references(k) if r in made and r > 0}
+        there = {k: pixels.fit(picture, wanted.height, wanted.width) for k, picture in there.items()}
         return self._draw(there, with_seeds(plan, 0), ordered, wanted, settings.policy == "initial")
 
     def _draw(
         self, there: dict[int, Tensor], plan: Plan, steps: list[int], wanted: Wanted, initial: bool
-    ) -> Iterator[Update | KeyImage]:
+    ) -> Iterator[Update | KeyImage | Fallback]:
         drawn = []
         for k in steps:
             if k == 0 or initial:
@@ -158,30 +162,48 @@ class EditModel:
                 drawn.append(k)
         if not drawn:
             return
-        texts = self._texts([instruction(plan, k, self.family.references) for k in drawn], wanted)
-        colours = pixels.latent_colours(self._latents_of(there[0]), there[0])
+        texts: list[dict[str, Any]] = []
+        colours: list[Tensor] = []
+
+        def prepare() -> Iterator[Update]:
+            texts[:] = self._texts([instruction(plan, k, self.family.references) for k in drawn], wanted)
+            colours[:] = [pixels.latent_colours(self._latents_of(there[0]), there[0])]
+            yield from ()
+
+        yield from with_ladder(self, prepare, functools.partial(_fallen_back, tuple(drawn)))
         for number, (k, text) in enumerate(zip(drawn, texts, strict=True)):
             pictures = [there[r] for r in references(k, self.family.references)]
-            call = self._call(pictures, text, plan.steps[k].seed, wanted)
-            # Closed at once where the caller stops, so that the pipeline does not run on.
-            with closing(self._updates(call, k, number, len(drawn), colours, wanted)) as updates:
-                image = yield from updates
-            there[k] = image
-            yield KeyImage(k, image.clone())
+            call = functools.partial(self._call, pictures, text, plan.steps[k].seed, wanted)
+            edit = functools.partial(self._edit, call, k, number, len(drawn), colours[0], wanted, there)
+            yield from with_ladder(self, edit, functools.partial(_fallen_back, (k,)))
 
-    def _updates(
-        self, call: dict[str, Any], k: int, number: int, count: int, colours: Tensor, wanted: Wanted
-    ) -> Generator[Update, None, Tensor]:
-        """Run the pipeline once, as edit `number` (from 0) of `count`, and return its picture [H, W, 3]."""
-        with self._caching(), closing(run_pipeline(self.pipe, **call)) as states:
+    def _edit(
+        self,
+        call: Callable[[], dict[str, Any]],
+        k: int,
+        number: int,
+        count: int,
+        colours: Tensor,
+        wanted: Wanted,
+        there: dict[int, Tensor],
+    ) -> Iterator[Update | KeyImage]:
+        """Run the pipeline once, as edit `number` (from 0) of `count`, and put key image `k` with those that are there.
+        `call` gives its arguments, with a generator of random numbers that nobody has drawn from."""
+        # Closed at once where the caller stops, so that the pipeline does not run on.
+        with self._caching(), closing(run_pipeline(self.pipe, **call())) as states:
             while True:
                 try:
                     state = next(states)
                 except StopIteration as end:
-                    return pixels.on_8_bit_grid(end.value.images[0].movedim(0, -1))
-                preview = pixels.preview(self._unfold(state, wanted), colours, wanted.height)
-                yield Update("draw", (k,), number * state.total + state.number, count * state.total, preview)
-                del state
+                    result = end.value
+                    break
+                latents = self._unfold(state, wanted)
+                high = latents.shape[-2]
+                rough = pixels.preview(latents, colours, min(wanted.height, max(high, PREVIEW_HEIGHT // high * high)))
+                yield Update("draw", (k,), number * state.total + state.number, count * state.total, rough)
+                del state, latents
+        there[k] = pixels.on_8_bit_grid(result.images[0].movedim(0, -1))
+        yield KeyImage(k, there[k].clone())
 
     def _caching(self) -> AbstractContextManager[None]:
         """What FirstBlockCache, if it is on, wants around a pipeline's run."""
@@ -302,3 +324,7 @@ class EditModel:
                 f"of its text encoder of {config.num_hidden_layers} layers give {len(layers)} x {config.hidden_size}. "
                 "Get the text encoder that belongs to it, or name the layers as text_layers in ksgen.json."
             )
+
+
+def _fallen_back(steps: tuple[int, ...], climbed: Climbed) -> Fallback:
+    return Fallback("draw", steps, climbed.rung, climbed.text)
