@@ -81,20 +81,19 @@ class HostSkillTransformer:
         self.adapter = Adapter(tensors, adapter_file.name)
         self._patchers = [host.patcher(part, device) for part in (self.resampler, self.skill) if part is not None]
 
-    def load(self) -> None:
-        """Bring resampler and Skill Transformer to the host's device, together."""
-        memory.load_models_gpu(self._patchers)
-
     def tokens(self, states: Tensor) -> Tensor:
-        """An image encoder's penultimate states [B, M, E] -> image tokens [B, N, C]. Raises `KSGenError` if E does not
-        fit.
+        """An image encoder's penultimate states [B, M, E] -> image tokens [B, N, C].
+
+        Resampler and Skill Transformer are on the host's device thereafter. Raises `KSGenError` if E does not fit.
         """
-        weight = self.resampler.proj_in.weight
-        if states.shape[-1] != weight.shape[1]:
+        width = self.resampler.proj_in.in_features
+        if states.shape[-1] != width:
             raise KSGenError(
-                f"The IP-Adapter {self.adapter.name} takes states of width {weight.shape[1]} from its image encoder, "
+                f"The IP-Adapter {self.adapter.name} takes states of width {width} from its image encoder, "
                 f"this CLIP_VISION gives {states.shape[-1]}. Load the image encoder that the adapter was made with."
             )
+        memory.load_models_gpu(self._patchers)
+        weight = self.resampler.proj_in.weight
         return self.resampler(states.to(weight.device, weight.dtype))
 
 

@@ -33,19 +33,19 @@ def register_folder() -> None:
 
 
 def skill_files() -> dict[str, Path]:
-    """The Skill Transformers by the name they are offered under: the embedded one, then those in models/ksgen."""
+    """The Skill Transformers by the name they are offered under: those in models/ksgen, then the embedded one."""
     own = {**_in_model_folders("*.safetensors"), **_in_model_folders(f"*/{SKILL_FILE}")}
-    return {host.EMBEDDED: host.MINI / SKILL_FILE, **own}
+    return {**own, host.EMBEDDED: host.MINI / SKILL_FILE}
 
 
 def adapter_files() -> dict[str, Path]:
-    """The IP-Adapter files by name: the embedded one, those of the host's kind, then those in models/ksgen."""
+    """The IP-Adapter files by name: those of the host's kind, those in models/ksgen, then the embedded one."""
     shared = {
         name.replace("\\", "/"): Path(folder_paths.get_full_path_or_raise(ADAPTER_KIND, name))
         for name in folder_paths.get_filename_list(ADAPTER_KIND)
         if name.endswith(".safetensors")
     }
-    return {host.EMBEDDED: host.MINI / ADAPTER_FILE, **shared, **_in_model_folders(f"*/{ADAPTER_FILE}")}
+    return {**shared, **_in_model_folders(f"*/{ADAPTER_FILE}"), host.EMBEDDED: host.MINI / ADAPTER_FILE}
 
 
 def _in_model_folders(pattern: str) -> dict[str, Path]:
@@ -74,7 +74,6 @@ class KSGenLoadSkillTransformer(io.ComfyNode):
                     "skill_transformer",
                     display_name="skill transformer",
                     options=[*skill_files(), NO_SKILL_TRANSFORMER],
-                    default=host.EMBEDDED,
                     tooltip="From models/ksgen; it belongs to one IP-Adapter. 'embedded' fits the small models of this "
                     "pack, no full-size SDXL. 'none' leaves the IP-Adapter alone: tokens of the initial picture.",
                 ),
@@ -82,7 +81,6 @@ class KSGenLoadSkillTransformer(io.ComfyNode):
                     "ip_adapter",
                     display_name="IP-Adapter",
                     options=list(adapter_files()),
-                    default=host.EMBEDDED,
                     tooltip="An IP-Adapter-Plus file for SDXL (.safetensors) from models/ipadapter or models/ksgen.",
                 ),
             ],
@@ -127,7 +125,9 @@ class KSGenForeseeTokens(io.ComfyNode):
                 ),
                 sockets.Plan.Input("plan", tooltip="The key steps to foresee."),
                 io.Image.Input(
-                    "image", tooltip="The initial picture, the same as for the plan. Its middle square is looked at."
+                    "image",
+                    tooltip="The initial picture, the same as for the plan. One picture; its middle square is "
+                    "looked at.",
                 ),
                 io.Combo.Input(
                     "policy",
@@ -156,24 +156,25 @@ class KSGenForeseeTokens(io.ComfyNode):
         image: torch.Tensor,
         policy: str,
     ) -> io.NodeOutput:
-        from ..ksgen_core.keysteps.image_tokens import ImageTokens, foresee
+        from ..ksgen_core.keysteps.image_tokens import ImageTokens, check_steps, foresee
+        from ..ksgen_core.pixels import one_picture
         from .image_tokens import image_states, text_states
 
-        skill = skill_transformer.skill
-        if policy == FORESEE:
-            if skill is None:
-                raise KSGenError(
-                    f"There is no Skill Transformer to foresee with. Choose one in 'Load Skill Transformer', or the "
-                    f"policy '{INITIAL}'."
-                )
-            texts, mask = text_states(clip, [step.text for step in plan.steps])
-        states = image_states(clip_vision, image[:1])
-        skill_transformer.load()
-        first, empty = skill_transformer.tokens(states)
-        if policy == FORESEE:
-            tokens = foresee(skill, first, texts, mask)
+        picture = one_picture(image)
+        skill, steps = skill_transformer.skill, [step.text for step in plan.steps]
+        if policy == INITIAL:
+            skill = None
+        elif skill is None:
+            raise KSGenError(
+                "There is no Skill Transformer to foresee with. Choose one in 'Load Skill Transformer', or the policy "
+                f"'{INITIAL}'."
+            )
         else:
-            tokens = first.expand(len(plan.steps), -1, -1)
+            check_steps(skill, len(steps))
+        states = image_states(clip_vision, picture[None])
+        texts = None if skill is None else text_states(clip, steps)
+        first, empty = skill_transformer.tokens(states)
+        tokens = first.expand(len(steps), -1, -1) if skill is None or texts is None else foresee(skill, first, *texts)
         return io.NodeOutput(ImageTokens(tokens.float().cpu(), empty.float().cpu(), skill_transformer.adapter))
 
 

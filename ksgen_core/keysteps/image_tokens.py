@@ -100,19 +100,11 @@ def until_end(tokens: Sequence[Any], end: int) -> list[bool]:
     return [True] * len(tokens)
 
 
-def check_fit(skill: SkillTransformer, tokens: Tensor, texts: Tensor) -> None:
-    """Raise `KSGenError` unless the Skill Transformer takes these image tokens [N, C] and texts [T, L, K]."""
-    config = skill.config
-    got = (tokens.shape[-1], tokens.shape[-2], texts.shape[-1])
-    wanted = (config.token_width, config.tokens_per_image, config.text_width)
-    if got != wanted:
+def check_steps(skill: SkillTransformer, steps: int) -> None:
+    """Raise `KSGenError` if the Skill Transformer was made for fewer steps."""
+    if steps > skill.config.max_images:
         raise KSGenError(
-            "The Skill Transformer does not belong to this IP-Adapter and CLIP: token width, tokens per image and "
-            f"text width are {got} here, it was trained on {wanted}. Choose the files that belong together."
-        )
-    if len(texts) > config.max_images:
-        raise KSGenError(
-            f"The plan has {len(texts)} steps, the Skill Transformer was made for at most {config.max_images}. "
+            f"The plan has {steps} steps, the Skill Transformer was made for at most {skill.config.max_images}. "
             "Split the plan, or choose the policy 'initial picture'."
         )
 
@@ -124,8 +116,16 @@ def foresee(skill: SkillTransformer, first: Tensor, texts: Tensor, mask: Tensor)
 
     Raises `KSGenError` if the Skill Transformer was made for other sizes or fewer steps.
     """
-    check_fit(skill, first, texts)
-    like = skill.empty_tokens
+    check_steps(skill, len(texts))
+    config = skill.config
+    got = (first.shape[-1], first.shape[-2], texts.shape[-1])
+    wanted = (config.token_width, config.tokens_per_image, config.text_width)
+    if got != wanted:
+        raise KSGenError(
+            "The Skill Transformer does not belong to this IP-Adapter and CLIP: token width, tokens per image and "
+            f"text width are {got} here, it was trained on {wanted}. Choose the files that belong together."
+        )
+    like = skill.norm_out.weight
     first, texts = (tensor[None].to(like.device, like.dtype) for tensor in (first, texts))
     return skill.roll_out(first, texts, mask[None].to(like.device))[0]
 

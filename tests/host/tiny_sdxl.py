@@ -7,10 +7,13 @@ write down what travels on wires, and one that stands for another pack's patch.
 from __future__ import annotations
 
 import json
+import sys
+import types
 from pathlib import Path
 
 import comfy.clip_vision
 import comfy.ldm.modules.attention
+import comfy.model_detection
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
@@ -198,9 +201,47 @@ def loaded() -> dict[str, list[int]]:
     return {type(patcher.model).__name__: [patcher.model_size(), patcher.loaded_size()] for patcher in patchers}
 
 
+class TestFullSize(io.ComfyNode):
+    """Where the layers of an SDXL adapter belong in the host's full-size UNet: by us, and by the host's own map of
+    diffusers' names. Neither UNet holds any weights.
+    """
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(node_id="TestFullSize", inputs=[io.Model.Input("after")], outputs=[], is_output_node=True)
+
+    @classmethod
+    def execute(cls, after: object) -> io.NodeOutput:
+        from diffusers import UNet2DConditionModel
+
+        ours = next(module for name, module in sys.modules.items() if name.endswith("KS-Gen.nodes.image_tokens"))
+        with torch.inference_mode(False), torch.device("meta"):
+            unet = UNet2DConditionModel(
+                **{"block_out_channels": (320, 640, 1280), "layers_per_block": 2, "cross_attention_dim": 2048},
+                **{"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D")},
+                **{"up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")},
+                **{"transformer_layers_per_block": (1, 2, 10), "attention_head_dim": (5, 10, 20)},
+                **{"use_linear_projection": True, "addition_embed_type": "text_time"},
+                **{"addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816},
+            )
+            state = unet.state_dict()
+            sizes = comfy.model_detection.unet_config_from_diffusers_unet(state, torch.float16)
+            kind = comfy.model_detection.model_config_from_unet_config(sizes)
+            model = kind.get_model({}, "", device=torch.device("meta"))
+        names = comfy.utils.unet_to_diffusers(sizes)
+        order = [name.removesuffix("processor") for name in unet.attn_processors if "attn2" in name]
+        theirs = [[names[f"{name}to_k.weight"], list(state[f"{name}to_k.weight"].shape)] for name in order]
+        found = [
+            [f"{block}_block{'s' if block != 'middle' else ''}", number, index, list(place.shape)]
+            for place in ours.places(types.SimpleNamespace(model=model))
+            for block, number, index in [place.name]
+        ]
+        return io.NodeOutput(ui=ui.PreviewText(json.dumps({"ours": found, "theirs": theirs})))
+
+
 class TestExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [TestSDXL, TestSDXLClips, TestSaveTokens, TestAnotherPatch, TestMemory]
+        return [TestSDXL, TestSDXLClips, TestSaveTokens, TestAnotherPatch, TestMemory, TestFullSize]
 
 
 async def comfy_entrypoint() -> TestExtension:
