@@ -19,15 +19,19 @@ from .. import pixels
 from ..checkpoints_diffusers import quietly
 from ..errors import KSGenError
 from ..sampling_diffusers import State, run_pipeline
+from .cogvideox_diffusers import COGVIDEOX
 from .families import Family, family_of, find_family
 from .files_diffusers import check, read_folder, save_folder
 from .hunyuan_diffusers import HUNYUAN
 from .ltx_diffusers import LTX, LTX2, LTX_CONDITION
 from .settings import Defaults, defaults, read_own
+from .svd_diffusers import SVD
 from .ways import WAN, Embeds, Shot, Way
 
 WAYS = {
     "WanImageToVideoPipeline": WAN,
+    "CogVideoXImageToVideoPipeline": COGVIDEOX,
+    "StableVideoDiffusionPipeline": SVD,
     "LTXImageToVideoPipeline": LTX,
     "LTXConditionPipeline": LTX_CONDITION,
     "LTX2ImageToVideoPipeline": LTX2,

@@ -66,6 +66,8 @@ WAN_NEGATIVE = (
     "JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，"  # noqa: RUF001
     "手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"  # noqa: RUF001
 )
+COG_PARTS = ("transformer", "vae", "text_encoder", "tokenizer")
+SVD_PARTS = ("unet", "vae", "image_encoder", "feature_extractor")
 WAN_PARTS = ("transformer", "vae", "text_encoder", "tokenizer")
 
 # https://huggingface.co/Lightricks/LTX-Video
@@ -269,6 +271,81 @@ FAMILIES: tuple[Family, ...] = (
         least=5,
         most=241,
         area=(640, 640),
+    ),
+    # https://github.com/zai-org/CogVideo (README: 8N + 1 frames up to 49 at 8 fps, 480 x 720 only),
+    # https://huggingface.co/zai-org/CogVideoX-5b-I2V (50 updates, scale 6)
+    Family(
+        name="CogVideoX",
+        classes=("CogVideoXImageToVideoPipeline",),
+        pipeline="CogVideoXImageToVideoPipeline",
+        tells=(("transformer", "patch_size_t", False),),
+        parts=COG_PARTS,
+        denoisers=("transformer",),
+        updates=50,
+        guidance=6.0,
+        fps=8.0,
+        frames=49,
+        every=8,
+        least=9,
+        most=49,
+        area=(480, 720),
+    ),
+    # https://github.com/zai-org/CogVideo (README: 16N + 1 frames up to 161, else 81, at 16 fps, 768 x 1360),
+    # https://huggingface.co/zai-org/CogVideoX1.5-5B-I2V (50 updates, scale 6). Two latents make a patch.
+    Family(
+        name="CogVideoX 1.5",
+        classes=("CogVideoXImageToVideoPipeline",),
+        pipeline="CogVideoXImageToVideoPipeline",
+        tells=(("transformer", "patch_size_t", True),),
+        parts=COG_PARTS,
+        denoisers=("transformer",),
+        updates=50,
+        guidance=6.0,
+        fps=16.0,
+        frames=81,
+        every=16,
+        least=17,
+        most=161,
+        area=(768, 1360),
+    ),
+    # https://huggingface.co/stabilityai/stable-video-diffusion-img2vid (14 frames, 576 x 1024);
+    # scripts/sampling/simple_video_sample.py in https://github.com/Stability-AI/generative-models: 25 updates for this
+    # one, 30 for the next, scale up to 2.5 and 3.0 (configs/svd.yaml, svd_xt.yaml beside it); 7 fps: the
+    # pipeline's own, for the id 6 that the script has
+    Family(
+        name="SVD",
+        classes=("StableVideoDiffusionPipeline",),
+        pipeline="StableVideoDiffusionPipeline",
+        tells=(("unet", "num_frames", 14),),
+        parts=SVD_PARTS,
+        denoisers=("unet",),
+        updates=25,
+        guidance=2.5,
+        fps=7.0,
+        frames=14,
+        every=0,
+        least=14,
+        most=14,
+        area=(576, 1024),
+        text=False,
+    ),
+    # https://huggingface.co/stabilityai/stable-video-diffusion-img2vid-xt and -xt-1-1
+    Family(
+        name="SVD XT",
+        classes=("StableVideoDiffusionPipeline",),
+        pipeline="StableVideoDiffusionPipeline",
+        tells=(("unet", "num_frames", 25),),
+        parts=SVD_PARTS,
+        denoisers=("unet",),
+        updates=30,
+        guidance=3.0,
+        fps=7.0,
+        frames=25,
+        every=0,
+        least=25,
+        most=25,
+        area=(576, 1024),
+        text=False,
     ),
 )
 

@@ -28,14 +28,18 @@ if TYPE_CHECKING:
 
 MODULES = {
     "diffusers": (
+        "AutoencoderKLCogVideoX",
         "AutoencoderKLHunyuanVideo15",
         "AutoencoderKLLTX2Audio",
         "AutoencoderKLLTX2Video",
         "AutoencoderKLLTXVideo",
+        "AutoencoderKLTemporalDecoder",
         "AutoencoderKLWan",
+        "CogVideoXTransformer3DModel",
         "HunyuanVideo15Transformer3DModel",
         "LTX2VideoTransformer3DModel",
         "LTXVideoTransformer3DModel",
+        "UNetSpatioTemporalConditionModel",
         "WanTransformer3DModel",
     ),
     "ltx2": (
@@ -45,6 +49,7 @@ MODULES = {
     ),
     "transformers": (
         "CLIPVisionModel",
+        "CLIPVisionModelWithProjection",
         "Gemma3ForConditionalGeneration",
         "Qwen2_5_VLTextModel",
         "SiglipVisionModel",
@@ -71,9 +76,15 @@ OTHERS = (
     "SiglipImageProcessorPil",
     "T5Tokenizer",
     "T5TokenizerFast",
-    "TokenizersBackend",  # what transformers 5 calls PreTrainedTokenizerFast
+    "TokenizersBackend",
 )
 """The components of transformers without weights that a folder may name."""
+OLD_NAMES = {
+    "CLIPImageProcessorPil": "CLIPImageProcessor",
+    "SiglipImageProcessorPil": "SiglipImageProcessor",
+    "TokenizersBackend": "PreTrainedTokenizerFast",
+}
+"""What transformers 5 has by another name; 4 knows the old one alone, 5 both."""
 GUIDERS = ("ClassifierFreeGuidance",)
 """Those of diffusers, beside its schedulers."""
 LIBRARIES = {"diffusers": "diffusers", "ltx2": "diffusers.pipelines.ltx2", "transformers": "transformers"}
@@ -135,7 +146,8 @@ def read_folder(folder: Path, family: Family, found: dict[str, tuple[str, str]],
             "diffusers loads video transformers with the Python package accelerate, which is not installed. Install it "
             "with the Python that runs this: python -m pip install accelerate"
         )
-    classes = {name: _class(at, kind) for name, (at, kind) in found.items() if _has_weights(at, kind)}
+    classes = {name: _class(at, kind) for name, (at, kind) in found.items()}
+    classes = {name: kind for name, kind in classes.items() if _has_weights(*found[name])}
     kind = _class("diffusers", family.pipeline)
     # What the pipeline may do without must be said to be absent.
     absent = dict.fromkeys(name for name in kind._optional_components if name not in found)
@@ -165,6 +177,14 @@ def save_folder(model: ClipModel, folder: Path, dtype: torch.dtype) -> None:
             # Tokenizers and image processors alike.
             save_tokenizer(component, model.folder and model.folder / name, folder / name)
     save_config(pipe.scheduler.config, folder / "scheduler/scheduler_config.json", type(pipe.scheduler).__name__)
-    save_config(pipe.config, folder / "model_index.json", type(pipe).__name__)
+    index = {key: _old_name(value) for key, value in pipe.config.items()}
+    save_config(index, folder / "model_index.json", type(pipe).__name__)
     if model.own:
         write_json(folder / DEFAULTS_FILE, model.own)
+
+
+def _old_name(value: object) -> object:
+    """An entry of `model_index.json` for transformers 4 and 5; what is no component stays."""
+    if isinstance(value, list | tuple) and len(value) == 2 and value[0] == "transformers":
+        return [value[0], OLD_NAMES.get(value[1], value[1])]
+    return value

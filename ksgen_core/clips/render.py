@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from .. import pixels
 from ..errors import KSGenError
-from ..pipeline import StepClip, Update
+from ..pipeline import Fallback, StepClip, Update
+from ..residence_diffusers import with_ladder
 from ..types import Clip, Plan, with_seeds
 from .families import check_frames, legal_frames
 from .settings import Defaults, RenderSettings
@@ -34,7 +36,7 @@ def render_clip(
     step: int,
     settings: RenderSettings | None = None,
     end: Tensor | None = None,
-) -> Iterator[Update | StepClip]:
+) -> Iterator[Update | StepClip | Fallback]:
     """Render the clip of step `step` (number from 0) from its key image [H, W, 3], its first frame.
 
     `end` is the next step's key image, which the clip ends in with `settings.last_frame`. Yields an `Update` per
@@ -52,7 +54,7 @@ def render_clips(
     settings: RenderSettings | None = None,
     *,
     ends: Mapping[int, Tensor] | None = None,
-) -> Iterator[Update | StepClip]:
+) -> Iterator[Update | StepClip | Fallback]:
     """Render the clips of `steps` (numbers from 0), which do not depend on each other; `images` has one for each.
 
     As `render_clip`. `ends` are the pictures [H, W, 3] to end in by the number of the step; those that it lacks are
@@ -167,12 +169,22 @@ def _fitted(image: Tensor, size: tuple[int, int]) -> Tensor:
     return image if image.shape[:2] == size else pixels.fit(image, *size)
 
 
-# As a decorator, and not around the body: that would leave gradients off in the caller's code between two events.
-@torch.no_grad()
-def _render(model: ClipModel, works: list[_Work], plan: Plan, chosen: Defaults) -> Iterator[Update | StepClip]:
+def _render(
+    model: ClipModel, works: list[_Work], plan: Plan, chosen: Defaults
+) -> Iterator[Update | StepClip | Fallback]:
     # The texts of the whole plan, so that the text encoders are done when the first clip begins.
     negative = [chosen.negative] if max(chosen.guidance, chosen.guidance_2 or 1) > 1 else []
-    kept = model.encode([*(step.text for step in plan.steps), *negative])
+    texts, kept = [*(step.text for step in plan.steps), *negative], {}
+
+    def encode() -> Iterator[Fallback]:
+        kept.update(model.encode(texts))
+        yield from ()
+
+    def tell(rung: str, text: str) -> Fallback:
+        return Fallback("render", (works[done].step,), rung, text)
+
+    done = 0
+    yield from with_ladder(model, encode, tell)
     for done, work in enumerate(works):
         step = plan.steps[work.step]
         shot = Shot(
@@ -187,13 +199,20 @@ def _render(model: ClipModel, works: list[_Work], plan: Plan, chosen: Defaults) 
             text=kept[step.text],
             negative=kept[negative[0]] if negative else {},
         )
-        with closing(model.make(shot)) as states:
-            while True:
-                try:
-                    state = next(states)
-                except StopIteration as end:
-                    frames = end.value
-                    break
-                number, total = done * state.total + state.number, len(works) * state.total
-                yield Update("render", (work.step,), number, total, model.preview(state, work.image))
-        yield StepClip(work.step, Clip.of(frames, chosen.fps))
+        yield from with_ladder(model, partial(_clip, model, shot, work.step, done, len(works)), tell)
+
+
+# As a decorator, and not around the body: that would leave gradients off in the caller's code between two events.
+@torch.no_grad()
+def _clip(model: ClipModel, shot: Shot, step: int, done: int, count: int) -> Iterator[Update | StepClip]:
+    """One clip, after `done` of `count`."""
+    with closing(model.make(shot)) as states:
+        while True:
+            try:
+                state = next(states)
+            except StopIteration as end:
+                frames = end.value
+                break
+            number, total = done * state.total + state.number, count * state.total
+            yield Update("render", (step,), number, total, model.preview(state, shot.image))
+    yield StepClip(step, Clip.of(frames, shot.fps))
