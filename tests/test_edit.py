@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import tiny_edit
 import torch
-from tiny_edit import KINDS, PLAN, SIDE, picture
+from tiny_edit import FIRST, KINDS, PLAN, SIDE, picture
 
 from ksgen_core import pixels
 from ksgen_core.errors import KSGenError
@@ -85,6 +85,13 @@ def test_a_key_image_is_what_the_bare_pipeline_gives(kind):
     for image in images.values():
         assert image.shape == (SIDE, SIDE, 3) and image.dtype == torch.float32 and image.device.type == "cpu"
         assert image.equal(pixels.on_8_bit_grid(image)) and 0 <= image.min() and image.max() <= 1
+
+
+def test_the_first_qwen_edits_one_picture():
+    edit_model = model(FIRST)
+    assert edit_model.family.references == 1
+    image = draw(edit_model, [2], settings=DrawSettings(updates=1, guidance=1.0), made={1: picture(5)})[2]
+    assert image.shape == (SIDE, SIDE, 3) and image.std() > 0.01
 
 
 @pytest.mark.parametrize("kind", KINDS)

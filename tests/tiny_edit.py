@@ -18,6 +18,8 @@ from ksgen_core.types import KeyStep, Plan
 SIDE = 96
 """Of square key images."""
 KINDS = ("qwen-edit", "flux-kontext", "flux2-klein", "flux2-klein-base")
+FIRST = "qwen-edit-first"
+"""Apart: diffusers gives its reference 1024 x 1024 pixels, so that an edit takes seconds."""
 TEXTS = [
     "put the tea bag into the mug",
     "pour hot water into the mug",
@@ -38,9 +40,9 @@ _kept = TemporaryDirectory(prefix="ksgen-tiny-edit-")
 
 @cache
 def folder(kind: str) -> Path:
-    """The folder of one of `KINDS` in float32; nobody writes into it."""
+    """The folder of one of `KINDS`, or `FIRST`, in float32; nobody writes into it."""
     path = Path(_kept.name) / kind
-    make = {"qwen-edit": _qwen, "flux-kontext": _kontext, "flux2-klein": _klein, "flux2-klein-base": _klein_base}[kind]
+    make = dict(zip((*KINDS, FIRST), (_qwen, _kontext, _klein, _klein_base, _qwen_first), strict=True))[kind]
     with torch.random.fork_rng(), quietly():
         torch.manual_seed(0)
         make(path)
@@ -73,7 +75,11 @@ def _qwen_tokenizer(marks: list[str], chat: str):
     return fast
 
 
-def _qwen(path: Path) -> None:
+def _qwen_first(path: Path) -> None:
+    _qwen(path, "QwenImageEditPipeline", factor=4)
+
+
+def _qwen(path: Path, kind: str = "QwenImageEditPlusPipeline", factor: int = 3) -> None:
     from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
     from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor
@@ -95,7 +101,8 @@ def _qwen(path: Path) -> None:
     # diffusers gives every reference 1024 x 1024 pixels, whatever the model, which takes a second each.
     pipeline_qwenimage_edit_plus.VAE_IMAGE_SIZE = SIDE * SIDE
     vae = AutoencoderKLQwenImage(
-        base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=0, temperal_downsample=[False, True, True],
+        base_dim=4, z_dim=4, dim_mult=[1] * (factor + 1), num_res_blocks=0,
+        temperal_downsample=[False] + [True] * (factor - 1),
         latents_mean=[0.1, -0.1, 0.2, 0.0], latents_std=[1.0, 1.5, 0.8, 1.1],
     )  # fmt: skip
     transformer = QwenImageTransformer2DModel(
@@ -103,7 +110,7 @@ def _qwen(path: Path) -> None:
         joint_attention_dim=32, axes_dims_rope=(4, 6, 6),
     )  # fmt: skip
     _write(
-        path, "QwenImageEditPlusPipeline", {"area": SIDE * SIDE}, transformer=transformer, vae=vae,
+        path, kind, {"area": SIDE * SIDE}, transformer=transformer, vae=vae,
         text_encoder=Qwen2_5_VLForConditionalGeneration(config), tokenizer=tokenizer, scheduler=_scheduler(),
     )  # fmt: skip
     # As the makers' folder has it; a whole processor could only be written with torchvision.
