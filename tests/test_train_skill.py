@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -149,7 +150,14 @@ def test_encoded_is_what_the_model_says_and_is_kept(trained, data, tmp_path):
     torch.testing.assert_close(found.texts[found.text_of[4][1]].float(), states[mask], atol=2e-3, rtol=2e-3)
     assert found.zero.equal(model.zero_image_tokens())
     assert len(told) == len(list(tmp_path.iterdir())) == 3
-    again = encode_records(lambda: model, records, tmp_path, told=told.append)
+    alive = []
+
+    def load():
+        alive.append(weakref.ref(another := KeyStepModel.load(trained)))
+        return another
+
+    again = encode_records(load, records, tmp_path, told=told.append)
+    assert alive[0]() is None  # the encoders have left before anything is trained
     assert len(told) == 3 and again.seen == found.seen
     assert all(a.equal(b) for a, b in zip(again.images, found.images, strict=True))
 
