@@ -27,6 +27,7 @@ from ..checkpoints import load_weights, save_weights
 from ..errors import KSGenError
 from ..keysteps.sdxl_diffusers import KeyStepModel
 from .dataset import Record
+from .devices import Share
 from .encoded import Encoded, digest
 
 KIND = "ksgen.encoded_plans/1"
@@ -84,15 +85,6 @@ class EncodedPlans:
         return tokens, texts, mask, is_step
 
 
-@dataclass(frozen=True)
-class Share:
-    """Which process of how many this one is, and how it waits for the others."""
-
-    number: int = 0
-    count: int = 1
-    wait: Callable[[], object] = lambda: None
-
-
 @torch.no_grad()
 def encode_records(
     load: Callable[[], KeyStepModel],
@@ -140,25 +132,25 @@ def _make_shards(
 
     def texts(shard: Sequence[str]) -> dict[str, Tensor]:
         found: list[Tensor] = []
-        for group in _parts(shard, batch):
+        for group in parts_of(shard, batch):
             states, mask, _ = model.encode_texts(list(group))
             found += [one[real].cpu() for one, real in zip(states, mask.bool(), strict=True)]
-        return {"states": _halved(torch.cat(found)), "lengths": torch.tensor([len(one) for one in found])}
+        return {"states": halved(torch.cat(found)), "lengths": torch.tensor([len(one) for one in found])}
 
     def images(shard: Sequence[Record]) -> dict[str, Tensor]:
         steps = [(record, step) for record in shard for step in range(len(record.steps))]
         found = []
         with ThreadPoolExecutor(os.cpu_count()) as readers:  # reading large files takes longer than encoding them
-            for group in _parts(steps, batch):
+            for group in parts_of(steps, batch):
                 pictures = readers.map(lambda one: pixels.fit(one[0].image(one[1]), *model.size), group)
                 with half:
                     found.append(model.encode_images(torch.stack(list(pictures))).cpu())
-        return {"images": _halved(torch.cat(found))}
+        return {"images": halved(torch.cat(found))}
 
     shards: list[tuple[str, object, Callable[[], dict[str, Tensor]]]] = [("zero", None, zero)]
-    for part in _parts(words, TEXTS):
+    for part in parts_of(words, TEXTS):
         shards.append(("texts", list(part), partial(texts, part)))
-    for part in _parts(records, PLANS):
+    for part in parts_of(records, PLANS):
         shards.append(("images", [(record.to_json(), record.stamp) for record in part], partial(images, part)))
     paths = []
     for number, (kind, of, make) in enumerate(shards):
@@ -166,12 +158,13 @@ def _make_shards(
         paths.append(folder / f"{kind}-{name}.safetensors")
         if number % share.count == share.number and not paths[-1].exists():
             tensors = make()
-            save_weights(paths[-1], tensors, KIND, {"content": _content(tensors)})
+            save_weights(paths[-1], tensors, KIND, {"content": content_of(tensors)})
             told(f"encoded {number + 1}/{len(shards)}")
     return weights, paths
 
 
-def _parts(whole: Sequence[Any], size: int) -> list[Any]:
+def parts_of(whole: Sequence[Any], size: int) -> list[Any]:
+    """In order, `size` each, the last of them fewer."""
     return [whole[start : start + size] for start in range(0, len(whole), size)]
 
 
@@ -180,9 +173,9 @@ def _read(paths: Sequence[Path], records: Sequence[Record], words: Sequence[str]
     (first, about), *shards = [load_weights(path, KIND) for path in paths]
     texts: list[Tensor] = []
     images: list[Tensor] = []
-    for tensors, _ in shards[: len(_parts(words, TEXTS))]:
+    for tensors, _ in shards[: len(parts_of(words, TEXTS))]:
         texts += tensors["states"].split(tensors["lengths"].tolist())
-    for part, (tensors, _) in zip(_parts(records, PLANS), shards[len(_parts(words, TEXTS)) :], strict=True):
+    for part, (tensors, _) in zip(parts_of(records, PLANS), shards[len(parts_of(words, TEXTS)) :], strict=True):
         images += tensors["images"].split([len(record.steps) for record in part])
     number = {text: u for u, text in enumerate(words)}
     text_of = [[number[step.text] for step in record.steps] for record in records]
@@ -190,13 +183,14 @@ def _read(paths: Sequence[Path], records: Sequence[Record], words: Sequence[str]
     return EncodedPlans(images, texts, text_of, first["zero"], hashlib.sha256(seen.encode()).hexdigest()[:12])
 
 
-def _halved(tensor: Tensor) -> Tensor:
+def halved(tensor: Tensor) -> Tensor:
     """In half precision, unless it is too large for that."""
     half = tensor.half()
     return half if half.isfinite().all() else tensor.float()
 
 
-def _content(tensors: dict[str, Tensor]) -> str:
+def content_of(tensors: dict[str, Tensor]) -> str:
+    """A digest of named tensors."""
     found = hashlib.sha256()
     for key, value in sorted(tensors.items()):
         found.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())

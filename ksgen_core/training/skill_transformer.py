@@ -13,9 +13,8 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
-from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -27,37 +26,32 @@ from ..keysteps.sdxl_diffusers import KeyStepModel, draw_key_steps
 from ..keysteps.skill_transformer import SkillTransformer, SkillTransformerConfig
 from ..pipeline import KeyImage
 from .dataset import Record, read_records
-from .encoded_plans import NO_ENCODERS, Share, encode_records, only_of
+from .devices import DTYPES, Share, accelerator_for, device_named, precision_named, silence
+from .encoded_plans import NO_ENCODERS, encode_records, only_of
 from .loop import Recipe, note, noted
 from .skill_costs import ENCODERS, SDXL, costs_of
 from .skill_costs import spoken as say_costs
 from .skill_stage import plans_of, spoken, target_mean, train_skill_transformer, validate
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
 RECIPE = Recipe(iterations=20_000, batch=64, rate=1e-4, warm_up=500, ema=0.999, clip=0.25)
 """For full-size models: rate and gradient norm are METHOD.md's."""
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PICTURES = 4
 """Records of a grid of pictures: of each a step in the middle."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    accelerator = _accelerator(arguments.device)
-    device = torch.device(accelerator.device if accelerator else _device(arguments.device))
-    precision = _precision(arguments.dtype, device)
-    told = print if accelerator is None or accelerator.is_main_process else _silence
+    accelerator = accelerator_for(arguments.device)
+    device = torch.device(accelerator.device if accelerator else device_named(arguments.device))
+    precision = precision_named(arguments.dtype, device)
+    told = print if accelerator is None or accelerator.is_main_process else silence
     recipe = _recipe(arguments)
     records = read_records(arguments.data)
     training = only_of(records, "train", arguments.max_images)
     validation = only_of(records, "validation", arguments.max_images)
     if not training:
         raise KSGenError(f"{arguments.data} has no record of two or more steps to train on. See docs/DATASET.md.")
-    share = Share()
-    if accelerator:
-        share = Share(accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone)
+    share = Share.of(accelerator)
     told(f"{len(training)} records to train on, {len(validation)} to validate, in {share.count} processes on {device}")
     folder = arguments.keysteps or build.MINI / "keysteps"
     adapters = {"adapter": arguments.adapter, "image_encoder": arguments.image_encoder}
@@ -176,35 +170,6 @@ def write_pictures(model: KeyStepModel, skill: SkillTransformer, records: Sequen
     write_atomically(path, pixels.to_pil(torch.cat(columns, dim=1)).save)
 
 
-def _accelerator(device: str) -> Accelerator | None:
-    """One of several processes that `accelerate launch` started, or None for one alone."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        return None
-    from accelerate import Accelerator, InitProcessGroupKwargs
-
-    # The others wait while one of them draws pictures, or has more to encode.
-    patience = InitProcessGroupKwargs(timeout=timedelta(hours=3))
-    return Accelerator(cpu=device == "cpu", kwargs_handlers=[patience])
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name).cpu()
-    except (RuntimeError, AssertionError, ImportError) as error:  # what torch raises depends on its build
-        raise KSGenError(f"--device {name!r} cannot be used ({error}). Choose another one, or auto.") from error
-    return name
-
-
-def _precision(name: str, device: torch.device) -> torch.dtype:
-    """bfloat16 by itself only where the device computes in it."""
-    if name != "auto":
-        return DTYPES[name]
-    able = device.type == "cpu" or device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if able else torch.float32
-
-
 def _config(arguments: argparse.Namespace, tokens: Sequence[int], text_width: int) -> SkillTransformerConfig:
     try:
         return SkillTransformerConfig(
@@ -220,10 +185,6 @@ def _config(arguments: argparse.Namespace, tokens: Sequence[int], text_width: in
         )
     except ValueError as error:
         raise KSGenError(f"These sizes do not make a Skill Transformer: {error}.") from error
-
-
-def _silence(*_given: object, **_options: object) -> None:
-    """What processes beside the main one say."""
 
 
 def _parser() -> argparse.ArgumentParser:
