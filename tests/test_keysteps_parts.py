@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny_keysteps import FAST, draw, picture, weights
 
 from ksgen_core.errors import KSGenError
-from ksgen_core.keysteps.sdxl_diffusers import KeyStepModel
+from ksgen_core.keysteps.sdxl_diffusers import Condition, KeyStepModel
 
 pytest_plugins = ["keysteps_fixtures"]
 
@@ -159,6 +159,17 @@ def test_a_unet_for_other_work_is_refused(plain, tmp_path):
         KeyStepModel.load(tmp_path / "inpaint")
 
 
+def test_a_model_with_a_lora_is_not_saved_as_if_it_were_its_own(plain, tmp_path):
+    pytest.importorskip("peft")
+    from peft import LoraConfig
+
+    model = KeyStepModel.load(plain)
+    model.pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"]))
+    with pytest.raises(KSGenError, match="LoRAs on the unet"):
+        model.save(tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
 # Where the parts are kept, and in what they compute.
 
 
@@ -203,6 +214,27 @@ def test_components_are_reached_by_calling_them_alone(trained, model):
     # Texts and pictures are encoded once a call, before the first update.
     assert called.index("unet") > max(called.index(name) for name in ("text_encoder_2", "resampler"))
     assert called.count("text_encoder") == called.count("text_encoder_2") == 1
+
+
+def test_inputs_are_sent_to_where_the_model_computes(trained):
+    """On the meta device, where each part comes when it is called."""
+    from accelerate.hooks import ModelHook, add_hook_to_module
+
+    class Bring(ModelHook):
+        def pre_forward(self, module, *args, **kwargs):
+            module.to("meta")
+            return args, kwargs
+
+    model = KeyStepModel.load(trained, "meta", place=lambda it: None)
+    for part in model.parts().values():
+        add_hook_to_module(part, Bring())
+    image = picture()[None]
+    text, mask, pooled = model.encode_texts(["stir the tea"])
+    tokens, latents = model.encode_images(image), model.encode_latents(image)
+    made = [text, mask, pooled, tokens, latents, model.zero_image_tokens()]
+    made.append(model.predict(torch.randn(1, 4, 4, 4), torch.tensor(7), Condition(text, pooled, tokens, latents)))
+    made.append(model.decode_latents(torch.randn(1, 4, 4, 4)))
+    assert {tensor.device.type for tensor in made} == {"meta"}
 
 
 def test_half_precision_keeps_the_vae_in_float32_where_it_would_overflow(plain, tmp_path):

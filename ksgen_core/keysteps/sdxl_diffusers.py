@@ -203,6 +203,7 @@ class KeyStepModel:
         """Pictures [B, H, W, 3] -> penultimate hidden states [B, M, E] of the image encoder (METHOD.md)."""
         side = self._image_encoder().config.image_size
         pixels = images.to(self.device, torch.float32).movedim(-1, 1)
+        # The whole picture, as IP-Adapter's README advises for one that is not square; CLIP's own way cuts its sides.
         if pixels.shape[-2:] != (side, side):
             pixels = F.interpolate(pixels, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
         mean, std = (pixels.new_tensor(v)[:, None, None] for v in (self.image_mean, self.image_std))

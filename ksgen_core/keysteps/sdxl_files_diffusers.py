@@ -34,7 +34,12 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 
 
 def save_folder(model: KeyStepModel, folder: Path, dtype: torch.dtype) -> None:
-    """Write what `KeyStepModel.load` reads. Raises `KSGenError` if the folder cannot be written."""
+    """Write what `KeyStepModel.load` reads. Raises `KSGenError` if the folder cannot be written, or for LoRAs."""
+    for name, part in model.parts().items():
+        if any(".lora_" in key for key, _ in part.named_parameters()):
+            raise KSGenError(
+                f"There are LoRAs on the {name}; they stay files of their own. Save the model without them."
+            )
     pipe, backbone = model.pipe, model.backbone
     _save_unet(pipe.unet, folder / "unet", dtype)
     save_diffusers_part(pipe.vae, folder / "vae", dtype)
