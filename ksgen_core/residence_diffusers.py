@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
@@ -21,6 +21,7 @@ from .errors import KSGenError
 from .memory import LADDER, MemoryOptions
 
 Event = TypeVar("Event")
+Item = TypeVar("Item")
 
 ROOM_TO_WORK, MOST_ROOM = 0.25, 12 * 2**30
 """What `auto` leaves free for what is computed: a share of the device's memory, and at most so many bytes. Chosen, not
@@ -151,12 +152,12 @@ def climb(model: Any) -> Climbed | None:
 
 
 def with_ladder(
-    model: Any, work: Callable[[], Iterator[Event]], tell: Callable[[Climbed], Event] | None = None
+    model: Any, work: Callable[[], Iterator[Event]], tell: Callable[[str, str], Event] | None = None
 ) -> Iterator[Event]:
     """The events of `work()`; when memory runs out the model climbs a rung and `work` is begun again.
 
-    `tell` makes an event of each rung. What `work` had yielded before stays with the caller. Raises `KSGenError` when
-    the last rung is not enough, or the model was not settled.
+    `tell` makes an event of a rung and what it means. What `work` had yielded before stays with the caller. Raises
+    `KSGenError` when the last rung is not enough, or the model was not settled.
     """
     while True:
         try:
@@ -175,7 +176,30 @@ def with_ladder(
                 f"{', '.join(rung for rung, _ in LADDER)}. Choose a smaller size, fewer frames or a smaller model."
             )
         if tell is not None:
-            yield tell(climbed)
+            yield tell(climbed.rung, climbed.text)
+
+
+def in_halves(
+    model: Any,
+    batch: Sequence[Item],
+    work: Callable[[Sequence[Item]], Iterator[Event]],
+    tell: Callable[[str, str], Event],
+) -> Iterator[Event]:
+    """The events of `work(batch)`; when memory runs out, of either half of the batch, of one alone by the ladder."""
+    if len(batch) == 1:
+        yield from with_ladder(model, lambda: work(batch), tell)
+        return
+    try:
+        yield from work(batch)
+        return
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+    free_now(model.device)
+    half = (len(batch) + 1) // 2
+    yield tell("batch", f"at most {half} are made together")
+    for part in (batch[:half], batch[half:]):
+        yield from in_halves(model, part, work, tell)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -11,7 +11,7 @@ from torch import nn
 from ksgen_core import build
 from ksgen_core.errors import KSGenError
 from ksgen_core.memory import MemoryOptions
-from ksgen_core.residence_diffusers import OneByOne, climb, out_of_memory, settle, size_of, with_ladder
+from ksgen_core.residence_diffusers import OneByOne, climb, in_halves, out_of_memory, settle, size_of, with_ladder
 
 
 def clip_model():
@@ -112,16 +112,17 @@ def test_one_component_at_a_time_is_on_the_device():
     assert (first.where, second.where) == ("cpu", "cpu")
 
 
-def hungry(part: nn.Module, times: int):
-    """Let the component ask `times` times for more memory than any machine has, by torch's own allocator."""
+def hungry(times: int, then):
+    """Work that asks `times` times for more memory than any machine has, by torch's own allocator."""
     left = [times]
 
-    def ask(*_):
+    def work():
         if left[0]:
             left[0] -= 1
             torch.empty(2**60)
+        yield then()
 
-    return part.register_forward_pre_hook(ask)
+    return work
 
 
 def test_out_of_memory_is_told_from_other_errors():
@@ -137,20 +138,32 @@ def test_out_of_memory_is_told_from_other_errors():
 
 def test_the_ladder_is_climbed_until_it_works_and_each_rung_is_told(bare):
     model = settled(offload="none")
-    hook = hungry(model.pipe.transformer, 2)
-    events = list(with_ladder(model, lambda: iter([render(model, [0])[0]]), tell=lambda climbed: climbed.rung))
-    hook.remove()
+    work = hungry(2, lambda: render(model, [0])[0])
+    events = list(with_ladder(model, work, tell=lambda rung, _: rung))
     assert events[:2] == ["tiling", "parts"]
     assert events[2].equal(bare)
     assert model.settled.options == MemoryOptions(offload="parts", tiling=True)
 
 
+def test_a_batch_is_halved_before_the_ladder_is_climbed():
+    model, done = settled(offload="none"), []
+
+    def work(batch):
+        if len(batch) > 1:
+            torch.empty(2**60)
+        done.extend(batch)
+        yield list(batch)
+
+    told = list(in_halves(model, [1, 2, 3], work, tell=lambda rung, text: (rung, text)))
+    assert done == [1, 2, 3]
+    assert [event[0] if isinstance(event, tuple) else event for event in told] == ["batch", "batch", [1], [2], [3]]
+    assert told[0] == ("batch", "at most 2 are made together") and not model.settled.options.tiling
+
+
 def test_after_the_last_rung_it_is_an_error_that_says_what_was_tried():
     model = settled(offload="none")
-    hook = hungry(model.pipe.transformer, 99)
     with pytest.raises(KSGenError, match="tiling, parts, layers, fp8.*smaller"):
-        list(with_ladder(model, lambda: iter([render(model, [0])])))
-    hook.remove()
+        list(with_ladder(model, hungry(99, dict)))
     assert climb(model) is None
 
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from .. import pixels
 from ..errors import KSGenError
-from ..pipeline import KeyImage, Update
+from ..pipeline import Fallback, KeyImage, Update
+from ..residence_diffusers import in_halves, with_ladder
 from ..sampling_diffusers import State
 from ..types import KeyStep, Plan, with_seeds
 from .policies import DrawSettings, resolve_policy
@@ -63,7 +64,7 @@ def draw_key_steps(
     steps: Sequence[int],
     settings: DrawSettings | None = None,
     made: Mapping[int, Tensor] | None = None,
-) -> Iterator[Update | KeyImage]:
+) -> Iterator[Update | KeyImage | Fallback]:
     """Draw the key images of `steps` (numbers from 0), given the initial picture [H, W, 3] and the whole plan.
 
     Yields an `Update` per sampler update and a `KeyImage` (float32 0..1 on the CPU, of the wanted size) per finished
@@ -160,11 +161,9 @@ def conditions(
     return Condition(text[:count], pooled[:count], tokens, reference), empty
 
 
-# As a decorator, and not around the body: that would leave gradients off in the caller's code between two events.
-@torch.no_grad()
 def _draw(
     model: KeyStepModel, image: Tensor, plan: Plan, steps: list[int], settings: DrawSettings
-) -> Iterator[Update | KeyImage]:
+) -> Iterator[Update | KeyImage | Fallback]:
     drawn = []
     for k in steps:
         if k == 0 or settings.policy == "initial":
@@ -173,11 +172,24 @@ def _draw(
             drawn.append(k)
     if not drawn:
         return
-    given, empty = conditions(model, image, plan, max(drawn), settings.policy, settings.negative)
-    colours = pixels.latent_colours(model.encode_latents(image[None])[0], image)
+
+    def tell(rung: str, text: str) -> Fallback:
+        return Fallback("draw", tuple(drawn), rung, text)
+
+    prepared: list[tuple[Condition, Condition, Tensor]] = []
+
+    def prepare() -> Iterator[Fallback]:
+        prepared.append(_prepared(model, image, plan, max(drawn), settings))
+        yield from ()
+
+    yield from with_ladder(model, prepare, tell)
+    given, empty, colours = prepared.pop()
     at_once = settings.batch or len(drawn)
     batches = [drawn[i : i + at_once] for i in range(0, len(drawn), at_once)]
-    for before, batch in enumerate(batches):
+    before = 0
+
+    def draw(batch: Sequence[int]) -> Iterator[Update | KeyImage | Fallback]:
+        nonlocal before
         for event in draw_batch(model, batch, plan, given, empty, settings):
             if isinstance(event, State):
                 latent_height = event.latents.shape[2]
@@ -187,7 +199,21 @@ def _draw(
                 event = Update("draw", tuple(batch), done, total, rough)
             yield event
 
+    for number, batch in enumerate(batches):
+        before = number
+        yield from in_halves(model, batch, draw, tell)
 
+
+@torch.no_grad()
+def _prepared(
+    model: KeyStepModel, image: Tensor, plan: Plan, last: int, settings: DrawSettings
+) -> tuple[Condition, Condition, Tensor]:
+    """What does not change from picture to picture: `conditions`, and the colours of latents for previews."""
+    given, empty = conditions(model, image, plan, last, settings.policy, settings.negative)
+    return given, empty, pixels.latent_colours(model.encode_latents(image[None])[0], image)
+
+
+# As a decorator, and not around the body: that would leave gradients off in the caller's code between two events.
 @torch.no_grad()
 def draw_batch(
     model: KeyStepModel, batch: Sequence[int], plan: Plan, given: Condition, empty: Condition, settings: DrawSettings
