@@ -217,7 +217,8 @@ def places(model: Any) -> Iterator[Place]:
             for module in block or ():
                 for index, transformer in enumerate(getattr(module, "transformer_blocks", ())):
                     if (attention := getattr(transformer, "attn2", None)) is not None:
-                        yield Place((name, number, index), tuple(attention.to_k.weight.shape))
+                        to_k = attention.to_k  # of packed weights only these two say the size
+                        yield Place((name, number, index), (to_k.out_features, to_k.in_features))
 
 
 def apply(model: Any, tokens: ImageTokens, step: int, weight: float, start: float, end: float) -> Any:

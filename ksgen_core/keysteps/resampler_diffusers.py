@@ -8,10 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import KSGenError
-from .ip_adapter_plus import NAMES
-
-HEAD_WIDTH = 64
-"""Of every IP-Adapter-Plus; the file does not say it."""
+from .ip_adapter_plus import HEAD_WIDTH, NAMES
 
 
 def resampler_from_file(adapter: dict[str, Tensor], name: str = "This file") -> Any:

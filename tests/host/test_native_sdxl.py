@@ -305,6 +305,25 @@ def test_a_lora_of_the_hosts_loader_works_before_and_behind(latents, base, fores
         close(latents["lora_applied"][0], draw_with_diffusers(changed, [tokens[1], empty]))
 
 
+def test_a_controlnet_works_beside_it(server, latents):
+    nodes = {
+        "applied": applied(),
+        "never": applied(end=0.0),
+        "net": node("TestControlNet", folder="tiny"),
+        "hint": node(
+            "ControlNetApplyAdvanced",
+            **{"positive": ["text", 0], "negative": ["nothing", 0], "control_net": ["net", 0]},
+            **{"image": ["picture", 0], "strength": 1.0, "start_percent": 0.0, "end_percent": 1.0},
+        ),
+    }
+    for name in ("applied", "never", "model"):
+        nodes |= drawn(name, text="hint")
+        nodes[f"{name}.drawn"]["inputs"]["negative"] = ["hint", 1]
+    got = run(server, graph(**nodes))
+    assert torch.equal(got["never"][0], got["model"][0])
+    assert apart(got["applied"][0], got["model"][0]) and apart(got["applied"][0], latents["applied"][0])
+
+
 def test_texts_and_tokens_are_those_of_the_core(server, model, foreseen):
     prompt = graph(save=node("TestSaveTokens", image_tokens=["tokens", 0], conditioning=["text", 0], name="foreseen"))
     server.run(prompt)

@@ -11,11 +11,14 @@ import sys
 import types
 from pathlib import Path
 
+import comfy.cldm.cldm
 import comfy.clip_vision
+import comfy.controlnet
 import comfy.ldm.modules.attention
 import comfy.model_detection
 import comfy.model_management
 import comfy.model_patcher
+import comfy.ops
 import comfy.sd
 import comfy.sd1_clip
 import comfy.sdxl_clip
@@ -49,20 +52,9 @@ class TestSDXL(io.ComfyNode):
     @classmethod
     def execute(cls, folder: str, dtype: str) -> io.NodeOutput:
         config, weights = part(folder, "unet")
-        first, levels = config["block_out_channels"][0], len(config["block_out_channels"])
-        sizes = {
-            **{"image_size": 32, "use_checkpoint": False, "legacy": False, "use_spatial_transformer": True},
-            **{"in_channels": config["in_channels"], "out_channels": config["out_channels"], "model_channels": first},
-            **{"num_res_blocks": [config["layers_per_block"]] * levels, "num_classes": "sequential"},
-            **{"channel_mult": [width // first for width in config["block_out_channels"]]},
-            **{"adm_in_channels": config["projection_class_embeddings_input_dim"]},
-            **{"transformer_depth": [0, 1, 1], "transformer_depth_output": [0, 0, 1, 1, 1, 1]},
-            **{"transformer_depth_middle": 1, "context_dim": config["cross_attention_dim"]},
-            **{"use_linear_in_transformer": True},
-            **{"use_temporal_attention": False, "use_temporal_resblock": False},
-        }
+        sizes = unet_sizes(config)
         kind = comfy.supported_models.SDXL(sizes)
-        kind.unet_config["num_head_channels"] = first // config["attention_head_dim"][0]  # SDXL's own are 64 wide
+        kind.unet_config |= sizes  # SDXL's own heads are 64 wide
         kind.set_inference_dtype(getattr(torch, dtype), None)
         names = comfy.utils.unet_to_diffusers(sizes)
         with torch.inference_mode(False), torch.no_grad():
@@ -70,6 +62,44 @@ class TestSDXL(io.ComfyNode):
             model.diffusion_model.load_state_dict({names[name]: weight for name, weight in weights.items()})
         cpu = torch.device("cpu")
         return io.NodeOutput(comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu))
+
+
+def unet_sizes(config: dict) -> dict:
+    """A UNet's config as diffusers has it -> as the host has it, for one layer in each block."""
+    first, levels = config["block_out_channels"][0], len(config["block_out_channels"])
+    return {
+        **{"image_size": 32, "use_checkpoint": False, "legacy": False, "use_spatial_transformer": True},
+        **{"in_channels": config["in_channels"], "out_channels": config["out_channels"], "model_channels": first},
+        **{"num_res_blocks": [config["layers_per_block"]] * levels, "num_classes": "sequential"},
+        **{"channel_mult": [width // first for width in config["block_out_channels"]]},
+        **{"adm_in_channels": config["projection_class_embeddings_input_dim"]},
+        **{"transformer_depth": [0, 1, 1], "transformer_depth_output": [0, 0, 1, 1, 1, 1]},
+        **{"transformer_depth_middle": 1, "context_dim": config["cross_attention_dim"]},
+        **{"use_linear_in_transformer": True, "num_head_channels": first // config["attention_head_dim"][0]},
+        **{"use_temporal_attention": False, "use_temporal_resblock": False},
+    }
+
+
+class TestControlNet(io.ComfyNode):
+    """Untrained, so its exits are not zero."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TestControlNet", inputs=[io.String.Input("folder")], outputs=[io.ControlNet.Output("control_net")]
+        )
+
+    @classmethod
+    def execute(cls, folder: str) -> io.NodeOutput:
+        sizes = unet_sizes(part(folder, "unet")[0])
+        sizes.pop("out_channels")
+        numbers = torch.Generator().manual_seed(11)
+        with torch.inference_mode(False), torch.no_grad():
+            model = comfy.cldm.cldm.ControlNet(hint_channels=3, operations=comfy.ops.manual_cast, **sizes)
+            for weight in model.parameters():
+                drawn = torch.randn(weight.shape, generator=numbers)
+                weight.copy_(drawn * weight[0].numel() ** -0.5 if weight.ndim > 1 else torch.ones(weight.shape))
+        return io.NodeOutput(comfy.controlnet.ControlNet(model, load_device=torch.device("cpu")))
 
 
 class TestSDXLClips(io.ComfyNode):
@@ -241,7 +271,7 @@ class TestFullSize(io.ComfyNode):
 
 class TestExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [TestSDXL, TestSDXLClips, TestSaveTokens, TestAnotherPatch, TestMemory, TestFullSize]
+        return [TestSDXL, TestControlNet, TestSDXLClips, TestSaveTokens, TestAnotherPatch, TestMemory, TestFullSize]
 
 
 async def comfy_entrypoint() -> TestExtension:
