@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,16 +119,20 @@ def save_config(config: Mapping[str, Any], path: Path, kind: str) -> None:
 
 
 def save_state(
-    part: nn.Module, path: Path, dtype: torch.dtype, leave_out: Sequence[str] = (), prefix: str = ""
+    part: nn.Module,
+    path: Path,
+    dtype: torch.dtype,
+    leave_out: Sequence[str] = (),
+    name: Callable[[str], str] = str,
 ) -> None:
-    """The weights of a part, floats in `dtype`, without names that contain one of `leave_out`."""
+    """The weights of a part, floats in `dtype`, without names that contain one of `leave_out`; `name` changes names."""
     from safetensors.torch import save_file
 
     state = {
         # Cloned: an embedding that two names share is written under both, for all versions of transformers.
-        prefix + key: t.detach().to("cpu", dtype if t.is_floating_point() else t.dtype).contiguous().clone()
+        name(key): t.detach().to("cpu", dtype if t.is_floating_point() else t.dtype).contiguous().clone()
         for key, t in part.state_dict().items()
-        if not any(name in key for name in leave_out)
+        if not any(word in key for word in leave_out)
     }
     write_atomically(path, lambda temporary: save_file(state, temporary, metadata={"format": "pt"}))
 
@@ -146,9 +150,20 @@ def save_transformers_part(part: Any, folder: Path, dtype: torch.dtype) -> None:
         config.pop(old, None)
     config |= {"architectures": [type(part).__name__], "dtype": str(dtype).removeprefix("torch.")}
     write_json(folder / "config.json", config)
-    # transformers 5 dropped the first word of `CLIPTextModel`'s names.
-    bare = type(part).__name__ == "CLIPTextModel" and not hasattr(part, "text_model")
-    save_state(part, folder / "model.safetensors", dtype, prefix="text_model." if bare else "")
+    save_state(part, folder / "model.safetensors", dtype, name=lambda key: _old_name(part, key))
+
+
+def _old_name(part: Any, key: str) -> str:
+    """The name of a weight in files: transformers 5 has dropped the first word of these parts' names."""
+    kind = type(part).__name__
+    if kind == "CLIPTextModel" and not hasattr(part, "text_model"):
+        return f"text_model.{key}"
+    if kind in ("CLIPVisionModel", "SiglipVisionModel") and not hasattr(part, "vision_model"):
+        return f"vision_model.{key}"
+    tower = "model.vision_tower."  # of Gemma 3, a SiglipVisionModel
+    if key.startswith(tower) and not key.startswith(f"{tower}vision_model."):
+        return f"{tower}vision_model.{key.removeprefix(tower)}"
+    return key
 
 
 def save_tokenizer(tokenizer: Any, source: Path | None, folder: Path) -> None:
