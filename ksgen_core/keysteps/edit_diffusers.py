@@ -22,7 +22,7 @@ from .. import pixels
 from ..checkpoints_diffusers import quietly
 from ..errors import KSGenError
 from ..pipeline import Fallback, KeyImage, Update
-from ..residence_diffusers import Climbed, with_ladder
+from ..residence_diffusers import with_ladder
 from ..sampling_diffusers import State, run_pipeline
 from ..types import Plan, with_seeds
 from .draw import PREVIEW_HEIGHT
@@ -170,12 +170,12 @@ class EditModel:
             colours[:] = [pixels.latent_colours(self._latents_of(there[0]), there[0])]
             yield from ()
 
-        yield from with_ladder(self, prepare, functools.partial(_fallen_back, tuple(drawn)))
+        yield from with_ladder(self, prepare, functools.partial(Fallback, "draw", tuple(drawn)))
         for number, (k, text) in enumerate(zip(drawn, texts, strict=True)):
             pictures = [there[r] for r in references(k, self.family.references)]
             call = functools.partial(self._call, pictures, text, plan.steps[k].seed, wanted)
             edit = functools.partial(self._edit, call, k, number, len(drawn), colours[0], wanted, there)
-            yield from with_ladder(self, edit, functools.partial(_fallen_back, (k,)))
+            yield from with_ladder(self, edit, functools.partial(Fallback, "draw", (k,)))
 
     def _edit(
         self,
@@ -324,7 +324,3 @@ class EditModel:
                 f"of its text encoder of {config.num_hidden_layers} layers give {len(layers)} x {config.hidden_size}. "
                 "Get the text encoder that belongs to it, or name the layers as text_layers in ksgen.json."
             )
-
-
-def _fallen_back(steps: tuple[int, ...], climbed: Climbed) -> Fallback:
-    return Fallback("draw", steps, climbed.rung, climbed.text)
