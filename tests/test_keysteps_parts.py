@@ -152,11 +152,15 @@ def test_an_adapter_for_another_number_of_layers_is_refused(bare, parts, tmp_pat
 def test_a_unet_for_other_work_is_refused(plain, tmp_path):
     from diffusers import UNet2DConditionModel
 
-    shutil.copytree(plain, tmp_path / "inpaint")
     config = json.loads((plain / "unet/config.json").read_text())
-    UNet2DConditionModel.from_config({**config, "in_channels": 9}).save_pretrained(str(tmp_path / "inpaint/unet"))
-    with pytest.raises(KSGenError, match="takes 9 channels where 4 or 8 are wanted"):
-        KeyStepModel.load(tmp_path / "inpaint")
+    for name, change, match in (
+        ("inpaint", {"in_channels": 9}, "takes 9 channels where 4 or 8 are wanted"),
+        ("lcm", {"time_cond_proj_dim": 8}, "guidance is built in"),
+    ):
+        shutil.copytree(plain, tmp_path / name)
+        UNet2DConditionModel.from_config({**config, **change}).save_pretrained(str(tmp_path / name / "unet"))
+        with pytest.raises(KSGenError, match=match):
+            KeyStepModel.load(tmp_path / name)
 
 
 def test_a_model_with_a_lora_is_not_saved_as_if_it_were_its_own(plain, tmp_path):
