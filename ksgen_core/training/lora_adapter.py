@@ -1,0 +1,110 @@
+"""A LoRA on a frozen transformer: put there by peft, trained in float32, written as diffusers and ComfyUI read it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoints import write_atomically
+from ..clips.wan_native import TRANSFORMER_NAMES, wan_name
+from ..errors import KSGenError
+
+KIND = "ksgen.clip_lora/1"
+ADAPTER = "ksgen"
+# `LORA_ADAPTER_METADATA_KEY` of diffusers, src/diffusers/loaders/lora_base.py
+PEFT_KEY = "lora_adapter_metadata"
+# Wan 2.1's layers for the tokens of the picture (diffusers/loaders/lora_conversion_utils.py has them the other way).
+NATIVE_NAMES = (*TRANSFORMER_NAMES, (r"\.add_(k|v)_proj\.", r".\1_img."))
+
+
+def linear_layers(transformer: nn.Module, targets: Sequence[str], *, all_of_them: bool) -> list[str]:
+    """The linear layers that these names mean: whole names, or what follows a full stop in them.
+
+    Raises `KSGenError` if none does, or, with `all_of_them`, if one of them means none.
+    """
+    linear = [name for name, layer in transformer.named_modules() if isinstance(layer, nn.Linear)]
+    by_target = {t: [name for name in linear if name == t or name.endswith(f".{t}")] for t in targets}
+    found = sorted({name for names in by_target.values() for name in names})
+    lost = [target for target, names in by_target.items() if not names]
+    if not found or lost and all_of_them:
+        known = sorted({name.rpartition(".")[2] if not name[-1].isdigit() else name for name in linear})
+        short = sorted({name.split(".", 2)[-1] if name[:1] == "b" else name for name in linear} | set(known))
+        raise KSGenError(
+            f"This transformer has no linear layer {', '.join(lost)!r} for --target. It has, among others: "
+            f"{', '.join(short[:24])}."
+        )
+    return found
+
+
+def add_lora(transformer: Any, rank: int, alpha: float, layers: Sequence[str], seed: int = 0) -> nn.ParameterList:
+    """Freeze the transformer and put an untrained LoRA on these layers; gives the LoRA's weights, float32.
+
+    Its second matrices are zero, so the transformer computes what it did, bit for bit. The random state stays as it
+    was. Raises `KSGenError` without peft.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise KSGenError(
+            "LoRAs are trained with the Python package peft, which is not installed. Install it with the Python that "
+            "runs this: python -m pip install peft"
+        )
+    from peft import LoraConfig
+
+    transformer.requires_grad_(False).eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(layers))  # type: ignore[arg-type]
+        transformer.add_adapter(config, ADAPTER)
+    weights = [weight for weight in transformer.parameters() if weight.requires_grad]
+    for weight in weights:
+        weight.data = weight.data.float()
+    return nn.ParameterList(weights)
+
+
+def save_lora(path: Path, transformer: Any, dtype: torch.dtype, config: Mapping[str, Any]) -> None:
+    """Write the LoRA in diffusers' own format, with peft's config, and `config`, which says what it is.
+
+    Raises `KSGenError` if the file cannot be written.
+    """
+    # peft says what it was loaded with beside; a loader needs these.
+    peft = transformer.peft_config[ADAPTER]
+    about = {"r": peft.r, "lora_alpha": peft.lora_alpha, "target_modules": sorted(peft.target_modules)}
+    metadata = {PEFT_KEY: json.dumps({f"transformer.{name}": value for name, value in about.items()}, sort_keys=True)}
+    tensors = {f"transformer.{name}": tensor for name, tensor in _state(transformer).items()}
+    _save(path, tensors, dtype, metadata, config)
+
+
+def save_native(path: Path, transformer: Any, dtype: torch.dtype, config: Mapping[str, Any]) -> None:
+    """Write the LoRA of a Wan transformer under Wan's own names, which ComfyUI's LoRA loaders read.
+
+    Raises `KSGenError` if the file cannot be written.
+    """
+    tensors = {}
+    alpha = torch.tensor(float(transformer.peft_config[ADAPTER].lora_alpha))
+    for name, tensor in _state(transformer).items():
+        layer, _, kind = name.removesuffix(".weight").rpartition(".")
+        native = "diffusion_model." + wan_name(f"{layer}.weight", NATIVE_NAMES).removesuffix(".weight")
+        tensors[f"{native}.{'lora_down' if kind == 'lora_A' else 'lora_up'}.weight"] = tensor
+        tensors[f"{native}.alpha"] = alpha
+    _save(path, tensors, dtype, {}, config)
+
+
+def _state(transformer: Any) -> dict[str, Tensor]:
+    from peft import get_peft_model_state_dict
+
+    return get_peft_model_state_dict(transformer, adapter_name=ADAPTER)
+
+
+def _save(
+    path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype, more: Mapping[str, str], config: Mapping[str, Any]
+) -> None:
+    from safetensors.torch import save_file
+
+    metadata = {"format": "pt", "kind": KIND, "config": json.dumps(dict(config), sort_keys=True), **more}
+    whole = {name: tensor.detach().to("cpu", dtype).contiguous().clone() for name, tensor in tensors.items()}
+    write_atomically(path, lambda temporary: save_file(whole, temporary, metadata=metadata))
