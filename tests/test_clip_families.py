@@ -50,8 +50,8 @@ def fast(model: ClipModel, **more) -> RenderSettings:
 
 
 def frames_of(model, step=1, image=None, end=None, plan=PLAN, **more):
-    end = picture(9, 64, 64) if end is None and model.family.needs_last_frame else end
-    image = picture(4, 64, 64) if image is None else image
+    end = picture(9, 32, 32) if end is None and model.family.needs_last_frame else end
+    image = picture(4, 32, 32) if image is None else image
     *_, done = render_clip(model, image, plan, step, fast(model, **more), end)
     return done.clip.frames
 
@@ -156,8 +156,8 @@ def wan_text(pipe, text):
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 def test_it_is_the_pipelines_own_call(kind, guidance):
-    model, image = model_of(kind), pixels.on_8_bit_grid(picture(4, 64, 64))
-    end = pixels.on_8_bit_grid(picture(9, 64, 64)) if model.family.needs_last_frame else None
+    model, image = model_of(kind), pixels.on_8_bit_grid(picture(4, 32, 32))
+    end = pixels.on_8_bit_grid(picture(9, 32, 32)) if model.family.needs_last_frame else None
     size = clip_size(model, image)
     negative = "low" if model.family.text else None
     ours = frames_of(model, image=image, end=end, guidance=guidance, negative=negative)
@@ -171,11 +171,11 @@ def test_it_is_the_pipelines_own_call(kind, guidance):
 
 
 def test_a_clip_ends_in_a_picture_as_in_the_pipelines_own_call():
-    model, image, end = model_of("Wan 2.2 14B"), picture(4, 64, 64), picture(9, 64, 64)
+    model, image, end = model_of("Wan 2.2 14B"), picture(4, 32, 32), picture(9, 32, 32)
     ours = frames_of(model, image=image, end=end, last_frame=True)
     torch.testing.assert_close(ours, bare("Wan 2.2 14B", 1.0, image, end), atol=TOLERANCE, rtol=0)
     assert not ours.equal(frames_of(model, image=image, end=end))  # not asked for
-    assert not ours.equal(frames_of(model, image=image, end=picture(8, 64, 64), last_frame=True))
+    assert not ours.equal(frames_of(model, image=image, end=picture(8, 32, 32), last_frame=True))
 
 
 def test_each_clip_ends_in_the_next_steps_key_image_and_the_last_is_free():
@@ -226,7 +226,7 @@ def test_saved_and_read_again_it_is_the_same(kind, tmp_path):
     assert again.pipe.config.keys() == model.pipe.config.keys()
     assert type(again) is type(model) and again.denoisers == model.denoisers
     frames = fast(model).frames
-    *_, done = render_clip(again, picture(4, 64, 64), PLAN, 1, RenderSettings(frames=frames), picture(9, 64, 64))
+    *_, done = render_clip(again, picture(4, 32, 32), PLAN, 1, RenderSettings(frames=frames), picture(9, 32, 32))
     assert done.clip.fps == 6.0
     text = {"negative": model.family.negative} if model.family.text else {}
     assert done.clip.frames.equal(frames_of(model, guidance=2.0, fps=6.0, **text))
@@ -237,8 +237,8 @@ def test_saved_and_read_again_it_is_the_same(kind, tmp_path):
 
 def test_events_count_through_all_steps_and_show_what_comes(kind):
     model = model_of(kind)
-    images = [picture(k, 64, 64) for k in range(2)]
-    ends = {1: picture(9, 64, 64)}
+    images = [picture(k, 32, 32) for k in range(2)]
+    ends = {1: picture(9, 32, 32)}
     events = list(render_clips(model, images, PLAN, [0, 1], fast(model), ends=ends))
     updates = [event for event in events if isinstance(event, Update)]
     assert [(e.stage, e.steps, e.number, e.total) for e in updates] == [
@@ -255,7 +255,7 @@ def test_events_count_through_all_steps_and_show_what_comes(kind):
 
 def test_a_preview_shows_the_last_frame_alone_as_near_as_a_latent_tells(kind):
     model = ClipModel.load(folder(kind))
-    size = clip_size(model, picture(0, 64, 64))
+    size = clip_size(model, picture(0, 32, 32))
     coarse = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     image = torch.nn.functional.interpolate(coarse, size, mode="bilinear")[0].movedim(0, -1)
     with torch.no_grad():
@@ -283,7 +283,7 @@ def test_what_all_clips_share_is_encoded_once(kind, monkeypatch):
     for step in range(3):
         frames_of(model, step, guidance=2.0)
     # One picture more than clips: for the colours of previews.
-    assert len(pictures) == (3 if kind == "CogVideoX 1.5" else 4)
+    assert len(pictures) == 4
     if not model.family.text:
         return
     assert len(texts) == 4  # three steps, and what to stay away from
@@ -304,20 +304,20 @@ def test_text_and_negative_text_matter_when_they_should(kind):
 
 
 def test_seed_picture_and_nothing_else_matter(kind):
-    model, image = model_of(kind), picture(4, 64, 64)
+    model, image = model_of(kind), picture(4, 32, 32)
     given = image.clone()
     plain = frames_of(model, image=image)
     assert frames_of(model, image=image).equal(plain) and image.equal(given)
     other = Plan(PLAN.goal, (PLAN.steps[0], replace(PLAN.steps[1], seed=99)))
     assert not frames_of(model, plan=other).equal(plain)
-    assert not frames_of(model, image=picture(5, 64, 64)).equal(plain)
+    assert not frames_of(model, image=picture(5, 32, 32)).equal(plain)
 
 
 def test_stopping_after_the_first_update_leaves_all_as_it_was(kind):
     model, passes = model_of(kind), []
     whole, threads = frames_of(model), threading.active_count()
     hook = getattr(model.pipe, model.denoisers[0]).register_forward_hook(lambda *_: passes.append(1))
-    events = render_clip(model, picture(4, 64, 64), PLAN, 1, fast(model, updates=50), picture(9, 64, 64))
+    events = render_clip(model, picture(4, 32, 32), PLAN, 1, fast(model, updates=50), picture(9, 32, 32))
     assert next(events).number == 1
     events.close()
     hook.remove()
@@ -344,7 +344,7 @@ def test_a_model_for_one_size_renders_it_alone():
 
 
 def test_stable_video_diffusion_is_told_the_rate_and_takes_no_text():
-    model, image = model_of("SVD"), pixels.on_8_bit_grid(picture(4, 64, 64))
+    model, image = model_of("SVD"), pixels.on_8_bit_grid(picture(4, 32, 32))
     assert frames_of(model, image=image, fps=12.0).equal(bare("SVD", 1.0, image, fps=12))
     assert not frames_of(model, image=image, fps=12.0).equal(frames_of(model, image=image))
     with pytest.raises(KSGenError, match="takes no text"):

@@ -140,7 +140,8 @@ class ClipModel:
     def colours(self, image: Tensor) -> Tensor | None:
         """Factors from latents to colours for previews, by the first picture [H, W, 3] that is asked with."""
         if self._colours is None and self.way.latent is not None:
-            self._colours = pixels.latent_colours(self.way.latent(self, image), image)
+            # In half precision a VAE may overflow: that spoils the preview alone.
+            self._colours = pixels.latent_colours(self.way.latent(self, image).nan_to_num(), image)
         return self._colours
 
     def preview(self, state: State, image: Tensor) -> Tensor | None:

@@ -206,6 +206,7 @@ def _render(
 @torch.no_grad()
 def _clip(model: ClipModel, shot: Shot, step: int, done: int, count: int) -> Iterator[Update | StepClip]:
     """One clip, after `done` of `count`."""
+    model.colours(shot.image)  # before the sampler, in whose midst the VAE would take the backbone's place
     with closing(model.make(shot)) as states:
         while True:
             try:
