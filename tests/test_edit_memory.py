@@ -118,6 +118,8 @@ def test_a_lora_works_by_its_strength(lora):
         edit_model = EditModel.load(tiny_edit.folder(kind))
         load_loras(edit_model, [Lora(path, strength)])
         images[strength] = draw(edit_model, [1])[1]
+    with pytest.raises(KSGenError, match="LoRAs on the transformer"):
+        edit_model.save(path.parent / "saved")
     assert images[0.0].equal(whole(kind)[1])
     assert not images[0.5].equal(images[0.0]) and not images[1.0].equal(images[0.5])
 

@@ -97,7 +97,10 @@ def read_folder(folder: Path, family: Family, dtype: torch.dtype) -> Any:
     if "processor" in index:
         more["processor"] = _read_processor(folder / "processor")
     more |= {name: None for name in UNUSED if name in index}
-    return read_pipeline(folder, kind, **more, **parts)
+    try:
+        return read_pipeline(folder, kind, **more, **parts)
+    except ImportError as error:  # tokenizers of some kinds want protobuf or sentencepiece
+        raise KSGenError(f"{folder} cannot be loaded: {str(error).strip()} Install what is missing.") from error
 
 
 def _class(path: str) -> type:
@@ -127,13 +130,21 @@ def _read_processor(folder: Path) -> Any:
 
 
 def save_folder(model: EditModel, folder: Path, dtype: torch.dtype) -> None:
-    """Write what `EditModel.load` reads. Raises `KSGenError` if the folder cannot be written."""
+    """Write what `EditModel.load` reads. Raises `KSGenError` if the folder cannot be written, or for LoRAs."""
     source = model.folder
+    for name, part in model.parts().items():
+        if any(".lora_" in key for key, _ in part.named_parameters()):
+            raise KSGenError(
+                f"There are LoRAs on the {name}; they stay files of their own. Save the model without them."
+            )
     for name, part in model.parts().items():
         if model.family.parts[name].startswith("diffusers."):
             save_diffusers_part(part, folder / name, dtype)
         else:
+            config = read_json(source / name / "config.json") | {"dtype": str(dtype).removeprefix("torch.")}
             save_transformers_part(part, folder / name, dtype)
+            # As it was: transformers 5 writes a config of Qwen2.5-VL that transformers 4 does not understand.
+            write_json(folder / name / "config.json", {key: config[key] for key in config if key != "torch_dtype"})
     index = read_json(source / "model_index.json")
     for name in PLAIN:
         if (source / name).is_dir() and index.get(name, [None])[-1] is not None:
