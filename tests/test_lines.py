@@ -92,3 +92,8 @@ def test_numbers_that_are_no_list_stay():
         "2 eggs go into the bowl",
         "3.5 cups of flour follow",
     ]
+
+
+@pytest.mark.parametrize("text", ["heat to 180. Then wait", "add salt - and stir", "turn it 2) times * more"])
+def test_only_what_begins_a_line_is_a_list_mark(text):
+    assert read_lines(f"1. {text}")[0].text == read_lines(text)[0].text == text

@@ -14,7 +14,7 @@ from dataclasses import replace
 from ..errors import KSGenError
 from ..types import KeyStep, Plan
 
-_ITEM = re.compile(r"\s*(?:\d+[.)]|[-*•])\s+")
+_ITEM = re.compile(r"^\s*(?:\d+[.)]|[-*•])\s+")
 _SECONDS = re.compile(r"(\d+(?:\.\d+)?(?:e-\d+)?)\s*s")
 _SEED = re.compile(r"seed\s+(\d+)")
 
