@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from comfy_api.latest import InputImpl, io
 
 from . import host, sockets
+from .host_models import HostModels
 from .plan_steps import check_key_images
 from .storyboard import check_clips
 
@@ -113,7 +114,7 @@ class KSGenRenderClips(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        models: host.HostModels,
+        models: HostModels,
         plan: Plan,
         key_images: torch.Tensor,
         start_from: str,

@@ -13,7 +13,8 @@ from comfy_api.latest import io
 
 from ..ksgen_core.errors import KSGenError
 from ..ksgen_core.memory import ATTENTIONS, COSTS
-from . import host, sockets
+from . import sockets
+from .host_models import HostModels
 from .skill_transformer import adapter_files, skill_files
 
 NONE = "none"
@@ -188,7 +189,7 @@ class KSGenLoadDiffusers(io.ComfyNode):
                 "No model is chosen. Choose a folder that draws key images, one that renders clips, or both."
             )
         memory = MemoryOptions("layers" if offload == LAYERS else "parts", fp8, tiling, attention, first_block_cache)
-        return io.NodeOutput(host.HostModels(build.open_models(**parts, memory=memory)))
+        return io.NodeOutput(HostModels(build.open_models(**parts, memory=memory)))
 
 
 class KSGenLoadLora(io.ComfyNode):
@@ -233,7 +234,7 @@ class KSGenLoadLora(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, models: host.HostModels, lora: str, put_on: str, strength: float) -> io.NodeOutput:
+    def execute(cls, models: HostModels, lora: str, put_on: str, strength: float) -> io.NodeOutput:
         from ..ksgen_core.lora_diffusers import Lora
 
         path = folder_paths.get_full_path("loras", lora)
@@ -241,7 +242,7 @@ class KSGenLoadLora(io.ComfyNode):
             raise KSGenError(f"There is no LoRA {lora!r} in models/loras. Put it there.")
         field, expert = PLACES[put_on]
         loras = (*getattr(models.models, field), Lora(Path(path), strength, expert))
-        return io.NodeOutput(host.HostModels(replace(models.models, **{field: loras})))
+        return io.NodeOutput(HostModels(replace(models.models, **{field: loras})))
 
 
 PLACES = {

@@ -1,6 +1,6 @@
-"""The host's services for the core: model folders, memory, progress with previews, cancelling.
+"""The host's services for the core: its folders and files, progress with previews, cancelling.
 
-torch and the core's models are imported inside the functions that need them: loading the pack loads neither.
+torch and the core's stages are imported inside the functions that need them: loading the pack loads neither.
 """
 
 from __future__ import annotations
@@ -19,13 +19,7 @@ from comfy_api.latest import io, ui
 from ..ksgen_core.errors import KSGenError
 
 if TYPE_CHECKING:
-    import torch
-
-    from ..ksgen_core.build import Models
-    from ..ksgen_core.clips.clip_diffusers import ClipModel
     from ..ksgen_core.film.join import Joined
-    from ..ksgen_core.keysteps.edit_diffusers import EditModel
-    from ..ksgen_core.keysteps.sdxl_diffusers import KeyStepModel
     from ..ksgen_core.pipeline import Fallback, Update, Writing
 
 Done = TypeVar("Done")
@@ -84,27 +78,6 @@ def offer_example_picture() -> None:
         log.info("The example picture was not copied to %s: %s", target, error)
 
 
-def model_folder_names() -> list[str]:
-    """What the load node offers: the embedded models, then every complete folder in the host's `ksgen` folders."""
-    found = {
-        path.name
-        for root in folder_paths.get_folder_paths(MODEL_FOLDER)
-        if Path(root).is_dir()
-        for path in Path(root).iterdir()
-        if (path / "keysteps").is_dir() or (path / "clips").is_dir()
-    }
-    return [EMBEDDED, *sorted(found - {EMBEDDED})]
-
-
-def open_models(name: str) -> HostModels:
-    """The models called `name`. Raises `KSGenError` for an unknown name, with the folders that were looked at."""
-    from ..ksgen_core import build
-
-    if name == EMBEDDED:
-        return HostModels(build.embedded())
-    return HostModels(build.open_folder(find_folder(MODEL_FOLDER, name, "models folder", "it")))
-
-
 def find_folder(kind: str, name: str, what: str, it: str = "its folder") -> Path:
     """The folder `name` in one of the host's model folders of this kind.
 
@@ -115,96 +88,6 @@ def find_folder(kind: str, name: str, what: str, it: str = "its folder") -> Path
         if Path(name).name == name and (Path(root) / name).is_dir():
             return Path(root) / name
     raise KSGenError(f"There is no {what} {name!r}. Put {it} into {' or '.join(roots)}.")
-
-
-class HostModels:
-    """Models whose parts are loaded when first used, and moved to the device by the host's memory management.
-
-    What travels on the KSGEN_MODELS wire. The host caches it, so a part is read from disk once.
-    """
-
-    def __init__(self, models: Models) -> None:
-        self.models = models
-        self._loaded: dict[str, tuple[Any, HostResidence]] = {}
-
-    def key_steps(self) -> KeyStepModel | EditModel:
-        """The key image model; its components come to the host's device when they work."""
-        return self._ready("key_steps")
-
-    def clips(self) -> ClipModel:
-        """The clip model; its components come to the host's device when they work."""
-        return self._ready("clips")
-
-    def _ready(self, stage: str) -> Any:
-        import comfy.model_management as memory
-
-        if stage not in self._loaded:
-            require_packages("diffusers", "transformers", "accelerate")
-            device = memory.get_torch_device()
-            residence = HostResidence(device)
-            self._loaded[stage] = getattr(self.models, stage)(device, dtype_for(device), residence), residence
-        model, residence = self._loaded[stage]
-        residence.begin()
-        return model
-
-
-class HostResidence:
-    """A core `Residence`: the host's model management sees, loads and frees the components.
-
-    Each has a patcher of its own, so the text encoders can leave while the backbone works.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._patchers: dict[torch.nn.Module, Any] = {}
-        self._here: torch.nn.Module | None = None
-
-    def begin(self) -> None:
-        """The host may have moved anything since the last node of ours ran."""
-        self._here = None
-
-    def need(self, part: torch.nn.Module, streamed: bool, room: int) -> None:
-        import comfy.model_management as memory
-
-        if part is self._here:
-            return
-        if streamed:
-            memory.free_memory(room + memory.minimum_inference_memory(), self.device)
-        else:
-            if part not in self._patchers:
-                self._patchers[part] = patcher(part, self.device)
-            memory.load_models_gpu([self._patchers[part]], memory_required=room)
-        self._here = part
-
-
-def patcher(part: torch.nn.Module, device: torch.device) -> Any:
-    """The host's handle on one component.
-
-    The holder is needed because the patcher writes `.device`, which diffusers and transformers models refuse. It has
-    the component's class name, since that is what the host's log says of it.
-    The class is looked up at call time: the host replaces it when it turns dynamic memory on.
-    """
-    import comfy.model_management
-    import comfy.model_patcher
-    import torch
-
-    holder = type(type(part).__name__, (torch.nn.Module,), {})()
-    holder.inner = part
-    offload = comfy.model_management.unet_offload_device()
-    holder.device = offload
-    return comfy.model_patcher.CoreModelPatcher(holder, load_device=device, offload_device=offload)
-
-
-def dtype_for(device: torch.device) -> torch.dtype:
-    """bfloat16 or float16 where the host would use it on this device, else float32."""
-    import comfy.model_management as memory
-    import torch
-
-    if memory.is_device_cpu(device):
-        return torch.float32
-    if memory.should_use_bf16(device):
-        return torch.bfloat16
-    return torch.float16 if memory.should_use_fp16(device) else torch.float32
 
 
 def require_packages(*names: str) -> None:

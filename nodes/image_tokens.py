@@ -23,6 +23,7 @@ from ..ksgen_core.keysteps.ip_adapter_plus import read
 from ..ksgen_core.keysteps.resampler_diffusers import resampler_from_file
 from ..ksgen_core.keysteps.skill_transformer import SkillTransformer
 from . import host
+from .host_models import dtype_for, patcher
 
 
 class Adapter:
@@ -74,12 +75,12 @@ class HostSkillTransformer:
         """Raises `KSGenError`, naming the file, if one is something else."""
         host.require_packages("diffusers")
         device, offload = memory.get_torch_device(), memory.unet_offload_device()
-        dtype = host.dtype_for(device)
+        dtype = dtype_for(device)
         self.skill = None if skill_file is None else SkillTransformer.load(skill_file, offload, dtype)
         tensors = read(adapter_file)
         self.resampler = resampler_from_file(tensors, str(adapter_file)).to(offload, dtype)
         self.adapter = Adapter(tensors, adapter_file.name)
-        self._patchers = [host.patcher(part, device) for part in (self.resampler, self.skill) if part is not None]
+        self._patchers = [patcher(part, device) for part in (self.resampler, self.skill) if part is not None]
 
     def tokens(self, states: Tensor) -> Tensor:
         """An image encoder's penultimate states [B, M, E] -> image tokens [B, N, C].

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..ksgen_core.keysteps.policies import POLICIES
 from . import host, sockets
+from .host_models import HostModels
 
 if TYPE_CHECKING:
     import torch
@@ -83,7 +84,7 @@ class KSGenDrawKeySteps(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        models: host.HostModels,
+        models: HostModels,
         plan: Plan,
         image: torch.Tensor,
         policy: str,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import folder_paths
 
 from . import host
+from .host_models import dtype_for, patcher
 
 if TYPE_CHECKING:
     from ..ksgen_core.planning.mllm_transformers import Mllm
@@ -51,8 +52,8 @@ def loaded(folder_or_id: str) -> Iterator[Mllm]:
 
     host.require_packages("transformers", "llguidance")
     device = memory.get_torch_device()
-    model = Mllm.load(folder_or_id, memory.unet_offload_device(), host.dtype_for(device))
-    patchers = [host.patcher(part, device) for part in model.parts().values()]
+    model = Mllm.load(folder_or_id, memory.unet_offload_device(), dtype_for(device))
+    patchers = [patcher(part, device) for part in model.parts().values()]
     try:
         memory.load_models_gpu(patchers)
         yield model

@@ -12,6 +12,7 @@ import folder_paths
 from ..ksgen_core.checkpoints import read_json
 from ..ksgen_core.errors import KSGenError
 from . import host
+from .host_models import HostModels
 
 if TYPE_CHECKING:
     import torch
@@ -87,7 +88,7 @@ def open_library(source: str, embedding: str, more: SkillSearch | None = None) -
     return SkillSearch(skills, _vectors(embedding))
 
 
-def examples_for(models: host.HostModels, query: Query, agree: bool) -> Sequence[Example]:
+def examples_for(models: HostModels, query: Query, agree: bool) -> Sequence[Example]:
     """What a planner gets that was given no examples: found in the models' own library, else in that of everyday
     skills and the user's. As many as can `agree`, or as a language model reads."""
     from ..ksgen_core import build

@@ -7,7 +7,9 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..ksgen_core.errors import KSGenError
-from . import host, sockets
+from . import sockets
+from .host import EMBEDDED
+from .host_models import HostModels, model_folder_names, open_models
 
 
 class KSGenLoadModels(io.ComfyNode):
@@ -22,8 +24,8 @@ class KSGenLoadModels(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "folder",
-                    options=host.model_folder_names(),
-                    default=host.EMBEDDED,
+                    options=model_folder_names(),
+                    default=EMBEDDED,
                     tooltip="'embedded' are the small models that ship with the pack. Other names are folders of yours "
                     "in ComfyUI's models/ksgen folder, laid out like ksgen_core/mini.",
                 ),
@@ -35,7 +37,7 @@ class KSGenLoadModels(io.ComfyNode):
 
     @classmethod
     def execute(cls, folder: str) -> io.NodeOutput:
-        return io.NodeOutput(host.open_models(folder))
+        return io.NodeOutput(open_models(folder))
 
 
 class KSGenNativeText(io.ComfyNode):
@@ -67,7 +69,7 @@ class KSGenNativeText(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, models: host.HostModels, text: str) -> io.NodeOutput:
+    def execute(cls, models: HostModels, text: str) -> io.NodeOutput:
         from ..ksgen_core.clips.render import encode_text_native
         from ..ksgen_core.clips.wan_diffusers import WanClipModel
 

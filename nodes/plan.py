@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io
 
 from . import host, libraries, sockets
+from .host_models import HostModels
 from .planners import agrees, make_planner, planner_input
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class KSGenPlanSkill(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        models: host.HostModels,
+        models: HostModels,
         image: torch.Tensor,
         goal: str,
         planner: dict[str, Any] | None = None,
@@ -123,7 +124,7 @@ class KSGenReplan(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        models: host.HostModels,
+        models: HostModels,
         plan: Plan,
         number: int,
         image: torch.Tensor,

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..ksgen_core.errors import KSGenError
 
 Models = io.Custom("KSGEN_MODELS")
-"""A `host.HostModels`."""
+"""A `host_models.HostModels`."""
 
 Plan = io.Custom("KSGEN_PLAN")
 """A `ksgen_core.types.Plan`."""
