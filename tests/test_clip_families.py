@@ -415,3 +415,24 @@ def test_kinds_of_a_class_that_are_not_known_are_refused(tmp_path):
     edit(wan / "model_index.json", expand_timesteps=False)
     with pytest.raises(KSGenError, match="WanPipeline of a kind that is not known"):
         ClipModel.load(wan)
+
+
+def test_a_sentencepiece_tokenizer_is_read_or_the_packages_for_it_are_named(tmp_path):
+    """As CogVideoX's and LTX's full-size folders have it: no tokenizer.json."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    path = shutil.copytree(folder("CogVideoX"), tmp_path / "clips")
+    shutil.rmtree(path / "tokenizer")
+    (path / "tokenizer").mkdir()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS * 10), model_prefix=str(path / "tokenizer/spiece"), vocab_size=60, pad_id=0,
+        eos_id=1, unk_id=2, bos_id=-1, hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    config = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "model_max_length": tiny_cog_svd.LENGTH}
+    (path / "tokenizer/tokenizer_config.json").write_text(json.dumps(config))
+    edit(path / "model_index.json", tokenizer=["transformers", "T5Tokenizer"])
+    try:
+        model = ClipModel.load(path)
+    except KSGenError as error:
+        assert "pip install" in str(error) and "protobuf" in str(error)
+        return
+    assert len(frames_of(model)) == 9

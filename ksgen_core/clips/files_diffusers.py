@@ -85,6 +85,8 @@ OLD_NAMES = {
     "TokenizersBackend": "PreTrainedTokenizerFast",
 }
 """What transformers 5 has by another name; 4 knows the old one alone, 5 both."""
+SENTENCEPIECE = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
+"""What transformers reads a SentencePiece file with: packages, and the modules that they bring."""
 GUIDERS = ("ClassifierFreeGuidance",)
 """Those of diffusers, beside its schedulers."""
 LIBRARIES = {"diffusers": "diffusers", "ltx2": "diffusers.pipelines.ltx2", "transformers": "transformers"}
@@ -151,7 +153,35 @@ def read_folder(folder: Path, family: Family, found: dict[str, tuple[str, str]],
     kind = _class("diffusers", family.pipeline)
     # What the pipeline may do without must be said to be absent.
     absent = dict.fromkeys(name for name in kind._optional_components if name not in found)
-    return read_pipeline(folder, kind, **absent, **read_parts(folder, classes, dtype))
+    parts = read_parts(folder, classes, dtype)
+    try:
+        return read_pipeline(folder, kind, **absent, **parts)
+    except (KSGenError, ImportError) as error:
+        _check_sentencepiece(folder, list(found), error)
+        raise KSGenError(f"{folder} cannot be loaded: {error}") from error
+
+
+def _check_sentencepiece(folder: Path, names: list[str], error: Exception) -> None:
+    """Say so if a tokenizer is there as SentencePiece's file alone and the packages that read it are not; transformers
+    asks for another one."""
+    alone = [
+        folder / name
+        for name in names
+        if any((folder / name).glob("*.model")) and not (folder / name / "tokenizer.json").is_file()
+    ]
+    lacking = [package for package, module in SENTENCEPIECE.items() if not _is_installed(module)]
+    if alone and lacking:
+        raise KSGenError(
+            f"{alone[0]} is read with the Python package(s) {' and '.join(lacking)}, which this Python lacks. Install "
+            f"with the Python that runs this: python -m pip install {' '.join(lacking)}"
+        ) from error
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package around it
+        return False
 
 
 def _class(library: str, name: str) -> Any:
