@@ -98,9 +98,7 @@ class Models:
                 f"{folder} holds an image edit model, which takes no IP-Adapter and no Skill Transformer: "
                 f"{', '.join(names)}. Leave them out, or choose an SDXL or Kolors folder."
             )
-        model = EditModel.load(folder, device, dtype, place=False)
-        place(model)
-        return model
+        return EditModel.load(folder, device, dtype, place=place)
 
     def clips(
         self,
@@ -117,9 +115,10 @@ class Models:
         place = self._place(self.clip_loras, residence)
         return ClipModel.load(self._stage("clips"), device, dtype or _float32(), place=place)
 
-    def check(self, settings: RenderSettings, plan: Plan | None = None) -> None:
+    def check(self, settings: RenderSettings, plan: Plan | None = None, *, ends: bool = False) -> None:
         """Raise `KSGenError` for clips that the clip model cannot make, from its folder's small files alone: so that it
-        is said before anything is drawn."""
+        is said before anything is drawn. `ends`: there is a picture for the last clip to end in.
+        """
         from .clips.families import check_frames, family_of, legal_frames
         from .clips.settings import defaults, read_own
 
@@ -129,6 +128,11 @@ class Models:
         check_frames(family, chosen.frames)
         if settings.last_frame and not family.last_frame:
             raise KSGenError(f"{family.name} cannot end a clip in the next key image. Leave that out.")
+        if family.needs_last_frame and not ends:
+            raise KSGenError(
+                f"{family.name} makes clips between two pictures, and the last step has none to end in. Give a picture "
+                "of the end (--end-image), or choose a model that starts from one picture alone."
+            )
         for step in plan.steps if plan else ():
             if step.seconds is not None:
                 legal_frames(family, step.seconds, chosen.fps)
@@ -164,8 +168,8 @@ class Models:
         folder = self._stage("keysteps")
         family = families.family_of(folder)
         if family.edits:
-            area = families.defaults_of(folder, family).area
-            return families.size_like(image.shape[-3], image.shape[-2], family, area)
+            own = families.defaults_of(folder, family)
+            return own.size or families.size_like(image.shape[-3], image.shape[-2], family, own.area)
         if size := read_defaults(folder).get("size"):
             return size
         latent = read_json(folder / "unet" / "config.json").get("sample_size")

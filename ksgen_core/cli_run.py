@@ -67,6 +67,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--frames", type=int, metavar="N", help="frames per clip, of steps without seconds of their own")
     group.add_argument("--fps", type=float, metavar="X", help="frames a second")
     group.add_argument("--to-next", action="store_true", help="end each clip in the next step's key image")
+    group.add_argument("--end-image", metavar="FILE", help="with --to-next: the picture that the last clip ends in")
     add_where(parser)
     cli_models.add_options(parser)
     cli_planner.add_options(parser)
@@ -182,7 +183,7 @@ def _make(
     )
     settings = {
         "goal": goal,
-        "picture": hashlib.sha256(pixels.to_uint8(image).tobytes()).hexdigest()[:16],
+        "picture": _digest(image),
         "seed": args.seed,
         "steps": limit,
         "models": str(models.folder) if args.models else "embedded",
@@ -193,8 +194,11 @@ def _make(
         **({"demo": True} if demo else {}),
     }
 
+    end_image = pixels.read_picture(args.end_image) if args.end_image else None
+    if end_image is not None:
+        settings["end_picture"] = _digest(end_image)
     settings = json.loads(json.dumps(settings))  # as a file gives them back
-    models.check(render_with, plan)
+    models.check(render_with, plan, ends=end_image is not None)
     resumed = None
     if args.resume and storyboard.is_storyboard(args.out):
         resumed = storyboard.resume(args.out, settings, with_seeds(plan, args.seed) if plan else None)
@@ -217,6 +221,7 @@ def _make(
         size=args.size or models.picture_size(image),
         chain=args.policy == "last_frame",
         made=resumed.made() if resumed else None,
+        end_image=end_image,
     )
     if demo and not args.resume and (storyboard.run_settings(args.out) or {}).get("demo"):
         events = _replacing(args.out, events, render)
@@ -228,6 +233,12 @@ def _make(
         return 130
     print(f"{Path(args.out) / storyboard.SHEET}\n{Path(args.out) / storyboard.FILM}")
     return 0
+
+
+def _digest(image: torch.Tensor) -> str:
+    from .pixels import to_uint8
+
+    return hashlib.sha256(to_uint8(image).tobytes()).hexdigest()[:16]
 
 
 def _replacing(folder: str, events: Iterator[Event], render: Renderer) -> Generator[Event, None, None]:
@@ -341,7 +352,7 @@ def _checked(models: Models, settings: RenderSettings, make_plan: Planner) -> Pl
     def plan(query: Query, examples: Sequence[Example]) -> Iterator[Writing | Planned]:
         for event in make_plan(query, examples):
             if isinstance(event, Planned):
-                models.check(settings, event.plan)
+                models.check(settings, event.plan, ends=True)  # a picture to end in was asked for before
             yield event
 
     return plan

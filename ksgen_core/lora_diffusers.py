@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .checkpoints import read_metadata
+from .checkpoints import read_metadata, read_tensors
 from .checkpoints_diffusers import LIBRARY_ERRORS, quietly
 from .errors import KSGenError
+
+NAME = "ksgen_"
+"""Begins the names under which LoRAs are known to peft."""
 
 
 @dataclass(frozen=True)
@@ -46,47 +49,55 @@ class Lora:
 def load_loras(model: Any, loras: Sequence[Lora]) -> None:
     """Put the LoRAs on a model's backbone, in order; before its components are settled.
 
-    `model` has `pipe` and `folder`. Raises `KSGenError`, naming the file, if one is missing or broken, fits nothing in
-    this model, or the pipeline takes none.
+    `model` has `pipe`, `parts()`, `denoisers` and `folder`. Raises `KSGenError`, naming the file, if one is missing or
+    broken, fits nothing in this model, or diffusers has no way to put one on it.
     """
     if not loras:
         return
-    pipe = model.pipe
-    if not hasattr(pipe, "load_lora_weights"):
-        raise KSGenError(f"diffusers has no way to put a LoRA on a {type(pipe).__name__}. Leave the LoRA out.")
+    backbones = [model.parts()[name] for name in model.denoisers]
+    if not hasattr(model.pipe, "load_lora_weights") and not hasattr(backbones[0], "load_lora_adapter"):
+        raise KSGenError(f"diffusers has no way to put a LoRA on a {type(model.pipe).__name__}. Leave the LoRA out.")
     if importlib.util.find_spec("peft") is None:
         raise KSGenError(
             "LoRAs are put on a diffusers model with the Python package peft, which is not installed. Install it with "
             "the Python that runs this: python -m pip install peft"
         )
     for number, lora in enumerate(loras):
-        read_metadata(lora.path)  # whole, and safetensors
-        _load(model, lora, f"ksgen_{number}")
-    with quietly():
-        for component, names in pipe.get_list_adapters().items():
-            strengths = [loras[int(name.removeprefix("ksgen_"))].strength for name in names]
-            getattr(pipe, component).set_adapters(names, strengths)
-
-
-def _load(model: Any, lora: Lora, name: str) -> None:
-    pipe = model.pipe
-    more = {}
-    if lora.expert == 2:
-        if getattr(pipe, "transformer_2", None) is None:
+        if lora.expert > len(backbones):
             raise KSGenError(f"{lora.path} is for a second expert, and {model.folder} has only one transformer.")
-        more["load_into_transformer_2"] = True
+        read_metadata(lora.path)  # whole, and safetensors
+        _load(model, lora, backbones[lora.expert - 1], f"{NAME}{number}")
+    for backbone in backbones:
+        names = _names(backbone)
+        if names:
+            backbone.set_adapters(names, [loras[int(name.removeprefix(NAME))].strength for name in names])
+
+
+def _load(model: Any, lora: Lora, backbone: Any, name: str) -> None:
+    pipe = model.pipe
     try:
         with quietly():
-            pipe.load_lora_weights(
-                str(lora.path.parent), weight_name=lora.path.name, adapter_name=name, local_files_only=True, **more
-            )
-            placed = [component for component, names in pipe.get_list_adapters().items() if name in names]
-    except LIBRARY_ERRORS as error:
+            if hasattr(pipe, "load_lora_weights"):
+                # A dictionary, so that diffusers cannot look for other files, and its own conversions apply.
+                more = {"load_into_transformer_2": True} if lora.expert == 2 else {}
+                pipe.load_lora_weights(read_tensors(lora.path), adapter_name=name, **more)
+            else:
+                tensors = read_tensors(lora.path)
+                prefix = "transformer" if any(key.startswith("transformer.") for key in tensors) else None
+                backbone.load_lora_adapter(tensors, prefix=prefix, adapter_name=name)
+    # KeyError and others: what a converter of another family's names says.
+    except (*LIBRARY_ERRORS, AttributeError, IndexError) as error:
         raise KSGenError(
             f"The LoRA {lora.path} does not fit {model.folder}: {error} Choose one that was made for this model."
         ) from error
-    if not placed:
+    if name not in _names(backbone):
         raise KSGenError(
             f"The LoRA {lora.path} fits no layer of {model.folder}, a {type(pipe).__name__}. Choose one that was made "
             "for this model."
         )
+
+
+def _names(backbone: Any) -> list[str]:
+    """The LoRAs on some layer of the backbone. diffusers itself also names those that it could not put on."""
+    found = {name for module in backbone.modules() for name in getattr(module, "lora_A", ())}
+    return sorted(found, key=lambda name: int(name.removeprefix(NAME)))

@@ -132,13 +132,15 @@ def run(
     size: tuple[int, int] | None = None,
     chain: bool = False,
     made: Made | None = None,
+    end_image: torch.Tensor | None = None,
 ) -> Generator[Event, None, None]:
     """The whole way from a query to its clips, one event at a time; stop iterating to cancel.
 
     Step k gets the seed `seed + k` unless the plan gives it one. `size` (height, width) is that of the key images;
     without it they have the initial picture's. The first key image is the initial picture. With `chain` nothing is
-    drawn: the last frame of a clip is the next key image (the baseline `last_frame`). Key images lie on the 8-bit
-    grid, so that a run that is resumed from files equals one that is not.
+    drawn: the last frame of a clip is the next key image (the baseline `last_frame`). `end_image` is what the last clip
+    ends in, for renderers that end clips in the next key image. Key images lie on the 8-bit grid, so that a run that is
+    resumed from files equals one that is not.
     """
     plan: Plan | None = None
     for event in make_plan(query, retrieve(query)):
@@ -166,7 +168,8 @@ def run(
     for k in range(len(plan.steps)):
         if k in clips and (not chain or k + 1 == len(plan.steps) or k + 1 in images):
             continue
-        for event in render(images[k], plan, k, None if chain else images.get(k + 1)):
+        end = images.get(k + 1, end_image) if not chain else end_image if k + 1 == len(plan.steps) else None
+        for event in render(images[k], plan, k, end):
             if chain and isinstance(event, StepClip) and k + 1 < len(plan.steps) and k + 1 not in images:
                 # Before the clip itself: a clip file is lossy, so the picture could not be had from it exactly.
                 images[k + 1] = pixels.on_8_bit_grid(event.clip.frames[-1])

@@ -326,7 +326,7 @@ def _check_gpus(gpus: int) -> None:
 
 
 def _tiles(model: Any) -> bool:
-    return hasattr(model.parts().get("vae"), "enable_tiling")
+    return hasattr(model.parts().get("vae"), "use_tiling")  # `enable_tiling` also have those that cannot
 
 
 def _tile(vae: Any) -> None:
@@ -337,29 +337,36 @@ def _tile(vae: Any) -> None:
 
 def _takes_attention(part: nn.Module) -> bool:
     processors = [module.processor for module in part.modules() if hasattr(module, "processor")]
-    return bool(processors) and all(hasattr(processor, "_attention_backend") for processor in processors)
+    # Not all: the few layers that refine texts may have their own way.
+    return any(hasattr(processor, "_attention_backend") for processor in processors)
 
 
 def _speed_up(part: Any, name: str, options: MemoryOptions, before: MemoryOptions) -> None:
-    """Attention back end, FirstBlockCache and several GPUs, where they differ from what was before."""
+    """Attention back end, several GPUs and FirstBlockCache, where they differ from what was before."""
+    what = ""
     try:
         if options.attention not in ("default", before.attention):
+            what = f"the attention {options.attention!r}"
             with quietly():
                 part.set_attention_backend(options.attention)
         if options.gpus > 1 and before.gpus == 1:
             from diffusers import ContextParallelConfig
 
+            what = "several GPUs"
             part.enable_parallelism(config=ContextParallelConfig(ulysses_degree=options.gpus))
         if options.first_block_cache != before.first_block_cache:
             from diffusers import FirstBlockCacheConfig
 
+            what = "FirstBlockCache"
             if part.is_cache_enabled:
                 part.disable_cache()
             if options.first_block_cache:
                 part.enable_cache(FirstBlockCacheConfig(threshold=options.first_block_cache))
     # FirstBlockCache takes the first and the last of the blocks out of a list, however few there are.
     except (ImportError, RuntimeError, ValueError, AttributeError, IndexError) as error:
-        raise KSGenError(f"{name}, a {type(part).__name__}, cannot work in that way: {error}") from error
+        raise KSGenError(
+            f"The {name}, a {type(part).__name__}, cannot work with {what}: {error} Turn that option off."
+        ) from error
 
 
 def _stream(part: nn.Module, device: torch.device) -> None:

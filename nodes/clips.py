@@ -99,6 +99,13 @@ class KSGenRenderClips(io.ComfyNode):
                     tooltip="Each clip ends in the key image of the step after it: one motion without a cut. Wan 2.2 "
                     "14B, Wan 2.1 first/last frame, LTX and LTX-2 can.",
                 ),
+                io.Image.Input(
+                    "end_image",
+                    display_name="end image",
+                    optional=True,
+                    tooltip="With 'end in next key image': what the last clip ends in, e.g. a picture of the finished "
+                    "work. Models that only make clips between two pictures need it.",
+                ),
             ],
             outputs=[
                 sockets.Clips.Output("clips", display_name="clips", tooltip="One clip per step, in order."),
@@ -127,6 +134,7 @@ class KSGenRenderClips(io.ComfyNode):
         width: int = 0,
         height: int = 0,
         to_next: bool = False,
+        end_image: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         import torch
 
@@ -151,7 +159,8 @@ class KSGenRenderClips(io.ComfyNode):
         if chain:
             events = _render_chain(models.clips(), key_images[0], plan, settings)
         else:
-            events = render_clips(models.clips(), list(key_images), plan, steps, settings)
+            ends = {} if end_image is None else {steps[-1]: end_image}
+            events = render_clips(models.clips(), list(key_images), plan, steps, settings, ends=ends)
         clips = tuple(done.clip for done in host.watch(events, parts=len(steps) if chain else 1))
         films = [clip.frames for clip in clips]
         starts = torch.stack([film[0] for film in films]) if chain else key_images

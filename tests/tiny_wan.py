@@ -53,7 +53,7 @@ def new_pipeline(kind: str):
     def transformer():
         tokens = (IMAGE_SIDE // PATCH) ** 2 + 1
         return diffusers.WanTransformer3DModel(
-            num_attention_heads=1, attention_head_dim=HEAD_WIDTH, num_layers=1, ffn_dim=64, text_dim=WIDTH,
+            num_attention_heads=1, attention_head_dim=HEAD_WIDTH, num_layers=2, ffn_dim=64, text_dim=WIDTH,
             in_channels=channels if small else 2 * channels + 4, out_channels=channels,
             image_dim=IMAGE_WIDTH if first_picture else None,
             added_kv_proj_dim=HEAD_WIDTH if first_picture else None,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import KSGenError
+from .families import FAMILIES
 
 Texts = tuple[Tensor, Tensor, Tensor]
 """Tokens [T, L, C], mask [T, L] (False: padding) and pooled [T, P]."""
@@ -24,8 +25,8 @@ class Backbone:
     """One family: its name, how its pipelines' class names begin, and the parts that read texts.
 
     `classes` imports the classes of "pipeline" and of these parts, `encode` reads texts with a pipeline on a device,
-    `text_width` is the C of what it gives. `defaults` are the family's own settings, `arguments` what its pipeline is
-    made with, `packages` what it needs beyond requirements.txt.
+    `text_width` is the C of what it gives, `arguments` what its pipeline is made with, `packages` what it needs beyond
+    requirements.txt.
     """
 
     name: str
@@ -35,9 +36,14 @@ class Backbone:
     classes: Callable[[], dict[str, Any]]
     encode: Callable[[Any, list[str], torch.device], Texts]
     text_width: Callable[[Any], int]
-    defaults: Mapping[str, Any]
     arguments: Mapping[str, Any] = field(default_factory=dict)
     packages: tuple[str, ...] = ()
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The family's own settings, see the table of families."""
+        family = next(family for family in FAMILIES if family.name == self.name.lower())
+        return {"updates": family.updates, "guidance": family.guidance}
 
     @property
     def weights(self) -> tuple[str, ...]:
@@ -96,8 +102,5 @@ SDXL = Backbone(
     classes=_sdxl_classes,
     encode=encode_sdxl,
     text_width=lambda pipe: pipe.text_encoder.config.hidden_size + pipe.text_encoder_2.config.hidden_size,
-    # Updates: the default of IP-Adapter's own generation with SDXL (tencent-ailab/IP-Adapter, ip_adapter.py);
-    # guidance: the default of diffusers' StableDiffusionXLPipeline.
-    defaults={"updates": 30, "guidance": 5.0},
     arguments={"add_watermarker": False},
 )

@@ -75,11 +75,11 @@ class EditModel:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         *,
-        place: bool = True,
+        place: Callable[[EditModel], object] | None = None,
     ) -> EditModel:
         """Read the folder. Raises `KSGenError`, naming the file, if one is missing, cut off or of another kind.
 
-        `place=False` leaves the components on the CPU, for somebody else to bring them to the device.
+        `place` takes over where the components are kept; without it they all stay on `device`.
         """
         folder = Path(folder)
         family = check(folder)
@@ -90,7 +90,10 @@ class EditModel:
         model.device = torch.device(device)
         for part in model.parts().values():
             part.eval()
-            if place:
+        if place is not None:
+            place(model)
+        else:
+            for part in model.parts().values():
                 part.to(model.device)
         return model
 

@@ -63,7 +63,8 @@ KLEIN_PARTS = {
 }
 
 FAMILIES = (
-    # stabilityai/stable-diffusion-xl-base-1.0; updates and guidance of diffusers' StableDiffusionXLPipeline.
+    # stabilityai/stable-diffusion-xl-base-1.0; updates as IP-Adapter itself draws with SDXL (tencent-ailab/IP-Adapter,
+    # ip_adapter.py), guidance of diffusers' StableDiffusionXLPipeline.
     Family(
         "sdxl",
         (
@@ -73,7 +74,7 @@ FAMILIES = (
             "StableDiffusionXLInstructPix2PixPipeline",
         ),
         references=0,
-        updates=50,
+        updates=30,
         guidance=5.0,
         guidance_word="guidance_scale",
         negative="",

@@ -55,7 +55,5 @@ KOLORS = Backbone(
     classes=_kolors_classes,
     encode=encode_kolors,
     text_width=lambda pipe: pipe.text_encoder.config.hidden_size,
-    # Both are the defaults of diffusers' KolorsPipeline.
-    defaults={"updates": 50, "guidance": 5.0},
     packages=("sentencepiece",),
 )
