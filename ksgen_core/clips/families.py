@@ -15,7 +15,6 @@ from ..checkpoints import read_json
 from ..errors import KSGenError
 from .family import Family
 
-
 # wan/configs/shared_config.py, sample_neg_prompt, in https://github.com/Wan-Video/Wan2.2 (and Wan2.1)
 WAN_NEGATIVE = (
     "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，"  # noqa: RUF001
