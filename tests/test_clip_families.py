@@ -23,7 +23,9 @@ from ksgen_core.clips.families import FAMILIES, check_frames, family_of, legal_f
 from ksgen_core.clips.render import clip_size, render_clip, render_clips
 from ksgen_core.clips.settings import RenderSettings
 from ksgen_core.errors import KSGenError
+from ksgen_core.memory import MemoryOptions
 from ksgen_core.pipeline import StepClip, Update
+from ksgen_core.residence_diffusers import settle
 from ksgen_core.sampling_diffusers import State
 from ksgen_core.types import KeyStep, Plan
 
@@ -323,6 +325,16 @@ def test_stopping_after_the_first_update_leaves_all_as_it_was(kind):
     hook.remove()
     assert len(passes) == 1 and threading.active_count() == threads and torch.is_grad_enabled()
     assert frames_of(model).equal(whole)
+
+
+def test_half_precision_and_layers_that_come_one_by_one_give_the_same_film(kind):
+    whole = frames_of(model_of(kind), guidance=2.0)
+    rough = frames_of(ClipModel.load(folder(kind), dtype=torch.bfloat16), guidance=2.0)
+    assert rough.dtype == torch.float32 and (rough - whole).abs().mean() < 0.02
+    options = MemoryOptions(offload="layers")
+    assert frames_of(ClipModel.load(folder(kind), place=lambda model: settle(model, options)), guidance=2.0).equal(
+        whole
+    )
 
 
 def test_seconds_of_a_step_win_over_frames():

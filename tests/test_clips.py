@@ -336,6 +336,16 @@ def test_a_large_picture_is_shrunk_and_a_small_one_never_enlarged(model):
         clip_size(model, torch.zeros(100, 15, 3))
 
 
+def test_sizes_are_as_large_as_they_may_be(model):
+    height, width = model.family.area
+    for given in ((h, w) for h in range(16, 2000, 97) for w in range(16, 2000, 89)):
+        got = clip_size(model, torch.empty(*given, 3, device="meta"))
+        shrink = min(1.0, (height * width / (given[0] * given[1])) ** 0.5)
+        if min(given) * shrink >= 16:
+            assert not any(side % 16 for side in got) and got[0] * got[1] <= height * width
+            assert all(0 <= side * shrink + 1e-3 - one < 16 + 2e-3 for side, one in zip(given, got, strict=True))
+
+
 def test_what_cannot_be_rendered_is_refused_before_anything_is(model):
     with pytest.raises(ValueError, match="steps 0..2"):
         render_clip(model, picture(), PLAN, 3, FAST)

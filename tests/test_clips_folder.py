@@ -9,15 +9,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny_cog_svd
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_clips import TEXTS, clip_model, clips_folder, render, weights
+from tiny_clips import PLAN, TEXTS, clip_model, clips_folder, picture, render, weights
 
 from ksgen_core.clips.clip_diffusers import ClipModel
+from ksgen_core.clips.render import render_clip
+from ksgen_core.clips.settings import DEFAULTS_FILE, Defaults, RenderSettings, read_own
+from ksgen_core.clips.wan_diffusers import WanClipModel
 from ksgen_core.clips.wan_native import SHIFT, TRANSFORMER_FILE, VAE_FILE, export_native
 from ksgen_core.errors import KSGenError
 from ksgen_core.training import wan_folder
-from ksgen_core.training.wan_folder import TINY, new_wan_folder
+from ksgen_core.training.wan_folder import DEFAULTS, TINY, new_wan_folder
 
 
 @pytest.fixture
@@ -183,3 +187,54 @@ def test_what_the_host_would_take_for_something_else_is_not_exported(folder, tmp
     with pytest.raises(KSGenError, match="shift of the scheduler is 5.0"):
         export_native(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_a_folder_says_of_its_own_wins_over_the_family(folder):
+    assert ClipModel.load(folder).own == DEFAULTS
+    (folder / DEFAULTS_FILE).write_text(json.dumps({"updates": 7, "fps": 5}))
+    model = ClipModel.load(folder)
+    family = model.family
+    assert model.defaults == Defaults(7, family.guidance, family.frames, 5.0, family.negative, family.guidance_2)
+    assert model.defaults.over(RenderSettings(updates=3, frames=9)).updates == 3
+    (folder / DEFAULTS_FILE).write_text(json.dumps({"guidance": 2.0}))
+    assert ClipModel.load(folder).defaults.guidance_2 is None  # the family's is for the family's other guidance
+    (folder / DEFAULTS_FILE).unlink()
+    assert ClipModel.load(folder).defaults.updates == family.updates
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ({"steps": 3}, "unknown field.*steps.*known are updates"),
+        ({"updates": 0}, "from 1 to 1000, got 0"),
+        ({"guidance": "strong"}, "guidance must be of type float"),
+        ({"frames": 16}, None),
+    ],
+)
+def test_nonsense_in_a_folders_own_defaults_is_named(folder, own, said):
+    (folder / DEFAULTS_FILE).write_text(json.dumps(own))
+    if said is not None:
+        with pytest.raises(KSGenError, match=said):
+            ClipModel.load(folder)
+        return
+    with pytest.raises(KSGenError, match="got 16. The nearest are 13 and 17"):
+        render_clip(ClipModel.load(folder), picture(), PLAN, 0)
+
+
+def test_the_embedded_clips_say_how_they_are_rendered_and_both_versions_of_transformers_know_their_classes():
+    clips = Path(__file__).parent.parent / "ksgen_core/mini/clips"
+    assert read_own(clips) == DEFAULTS
+    named = json.loads((clips / "model_index.json").read_text())["tokenizer"]
+    assert named == ["transformers", "PreTrainedTokenizerFast"]
+
+
+def test_somebody_else_may_take_over_where_the_parts_are_kept():
+    placed = []
+    model = ClipModel.load(clips_folder(), "meta", place=placed.append)
+    assert placed == [model] and model.device.type == "meta"
+    assert {weight.device.type for part in model.parts().values() for weight in part.parameters()} == {"cpu"}
+
+
+def test_what_is_trained_is_wan(tmp_path):
+    with pytest.raises(KSGenError, match="holds CogVideoX, which is not what is trained here"):
+        WanClipModel.load(tiny_cog_svd.folder("CogVideoX"))
