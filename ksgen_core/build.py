@@ -9,7 +9,7 @@ model of transformers) and `library.jsonl` (one ksgen.plan/1 document a line). E
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,7 +50,8 @@ class Models:
 
     `key_folder` and `clip_folder` are diffusers folders that stand for the folder's `keysteps` and `clips`. `adapter`
     (an IP-Adapter-Plus file), `image_encoder` (its folder) and `skill_transformer` (a file) go before those beside the
-    key image model. `memory` says how each stage uses the device.
+    key image model. `memory` says how each stage uses the device; its attention and FirstBlockCache are for
+    transformers and say nothing to the UNets of SDXL and Kolors, and only clips are split over GPUs.
     """
 
     folder: Path | None = None
@@ -87,8 +88,11 @@ class Models:
         from .keysteps.sdxl_diffusers import KeyStepModel
 
         folder, dtype = self._stage("keysteps"), dtype or _float32()
-        place = self._place(self.key_loras, residence)
-        if not family_of(folder).edits:
+        edits = family_of(folder).edits
+        memory = replace(self.memory, gpus=1)
+        memory = memory if edits else replace(memory, attention="default", first_block_cache=0.0)
+        place = _place(self.key_loras, memory, residence)
+        if not edits:
             parts = {"adapter": self.adapter, "image_encoder": self.image_encoder}
             parts["skill_transformer"] = self.skill_transformer
             return KeyStepModel.load(folder, device, dtype, **parts, place=place)
@@ -112,7 +116,7 @@ class Models:
         """
         from .clips.clip_diffusers import ClipModel
 
-        place = self._place(self.clip_loras, residence)
+        place = _place(self.clip_loras, self.memory, residence)
         return ClipModel.load(self._stage("clips"), device, dtype or _float32(), place=place)
 
     def check(self, settings: RenderSettings, plan: Plan | None = None, *, ends: bool = False) -> None:
@@ -136,17 +140,6 @@ class Models:
         for step in plan.steps if plan else ():
             if step.seconds is not None:
                 legal_frames(family, step.seconds, chosen.fps)
-
-    def _place(self, loras: Sequence[Lora], residence: Residence | None) -> Callable[[Any], None]:
-        """What puts LoRAs on a model that was read, and its components where they belong."""
-
-        def place(model: Any) -> None:
-            from .residence_diffusers import settle
-
-            load_loras(model, loras)
-            settle(model, self.memory, residence)
-
-        return place
 
     def library(self) -> tuple[Plan, ...]:
         """The folder's own plans to retrieve from, none if it has no `library.jsonl`."""
@@ -190,6 +183,18 @@ class Models:
                 f"{folder / 'model_index.json'} is missing. For {STAGES[name]} a diffusers folder is wanted, complete."
             )
         return folder
+
+
+def _place(loras: Sequence[Lora], memory: MemoryOptions, residence: Residence | None) -> Callable[[Any], None]:
+    """What puts LoRAs on a model that was read, and its components where they belong."""
+
+    def place(model: Any) -> None:
+        from .residence_diffusers import settle
+
+        load_loras(model, loras)
+        settle(model, memory, residence)
+
+    return place
 
 
 class OneStage:

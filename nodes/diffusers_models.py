@@ -139,7 +139,7 @@ class KSGenLoadDiffusers(io.ComfyNode):
                     default="default",
                     optional=True,
                     tooltip="How transformers compute attention: flash, sage and xformers need their Python packages. "
-                    "sage changes pictures a little. Not for SDXL, Kolors and SVD.",
+                    "sage changes pictures a little. SDXL and Kolors keep their own way; not for SVD and CogVideoX.",
                 ),
                 io.Float.Input(
                     "first_block_cache",
@@ -149,8 +149,8 @@ class KSGenLoadDiffusers(io.ComfyNode):
                     max=0.9,
                     step=0.01,
                     optional=True,
-                    tooltip=f"0 is off, 0.05 to 0.2 is common. Costs: {COSTS['first_block_cache']}. Not for SDXL, "
-                    "Kolors and SVD.",
+                    tooltip=f"0 is off, 0.05 to 0.2 is common. Costs: {COSTS['first_block_cache']}. It says nothing to "
+                    "SDXL and Kolors; not for SVD, LTX-2, HunyuanVideo 1.5 and FLUX.2 Klein.",
                 ),
             ],
             outputs=[

@@ -74,10 +74,8 @@ LIKE_NONE = ("parts", "layers", "tiling", "attention")
 
 
 REFUSED = {
-    "attention": ("sdxl", "kolors", "SVD", "CogVideoX"),
-    "first block cache": (
-        *("sdxl", "kolors", "SVD", "flux2-klein", "flux2-klein-base", "LTX-2", "LTX-2.3", "HunyuanVideo 1.5"),
-    ),
+    "attention": ("SVD", "CogVideoX"),
+    "first block cache": ("SVD", "flux2-klein", "flux2-klein-base", "LTX-2", "LTX-2.3", "HunyuanVideo 1.5"),
     "tiling": ("SVD",),
 }
 """What diffusers cannot do with these: it does not know the attention or the blocks of the former, SVD's VAE has no
