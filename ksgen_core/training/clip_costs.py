@@ -101,6 +101,8 @@ def costs_of(sizes: Sizes, rank: int, tokens: int, at_once: int, checkpointing: 
         kept += sizes.layers * at_once * tokens * 2 * sizes.width
     else:
         kept *= sizes.layers
+    if sizes.times:
+        kept += at_once * tokens * 6 * 2 * sizes.width  # the timesteps of all tokens, which every block reads
     d, s, texts = sizes.width, tokens, sizes.text_tokens
     linear = s * (6 * d * d + 2 * d * sizes.ff_width) + texts * 2 * d * d
     attention = 2 * s * s * d + 2 * s * texts * d

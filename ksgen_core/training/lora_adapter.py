@@ -67,13 +67,12 @@ def add_lora(transformer: Any, rank: int, alpha: float, layers: Sequence[str], s
 
 
 def save_lora(path: Path, transformer: Any, dtype: torch.dtype, config: Mapping[str, Any]) -> None:
-    """Write the LoRA in diffusers' own format, with peft's config, and `config`, which says what it is.
+    """Write the LoRA in diffusers' own format, with `config`, which says what it is.
 
     Raises `KSGenError` if the file cannot be written.
     """
-    # peft says what it was loaded with beside; a loader needs these.
     peft = transformer.peft_config[ADAPTER]
-    about = {"r": peft.r, "lora_alpha": peft.lora_alpha, "target_modules": sorted(peft.target_modules)}
+    about = {"r": peft.r, "lora_alpha": peft.r, "target_modules": sorted(peft.target_modules)}
     metadata = {PEFT_KEY: json.dumps({f"transformer.{name}": value for name, value in about.items()}, sort_keys=True)}
     tensors = {f"transformer.{name}": tensor for name, tensor in _state(transformer).items()}
     _save(path, tensors, dtype, metadata, config)
@@ -85,19 +84,25 @@ def save_native(path: Path, transformer: Any, dtype: torch.dtype, config: Mappin
     Raises `KSGenError` if the file cannot be written.
     """
     tensors = {}
-    alpha = torch.tensor(float(transformer.peft_config[ADAPTER].lora_alpha))
     for name, tensor in _state(transformer).items():
         layer, _, kind = name.removesuffix(".weight").rpartition(".")
         native = "diffusion_model." + wan_name(f"{layer}.weight", NATIVE_NAMES).removesuffix(".weight")
         tensors[f"{native}.{'lora_down' if kind == 'lora_A' else 'lora_up'}.weight"] = tensor
-        tensors[f"{native}.alpha"] = alpha
+        tensors[f"{native}.alpha"] = torch.tensor(float(transformer.peft_config[ADAPTER].r))
     _save(path, tensors, dtype, {}, config)
 
 
 def _state(transformer: Any) -> dict[str, Tensor]:
+    """The LoRA's weights by name, alpha / rank in the second of each two.
+
+    So alpha is the rank in every file, which is what a loader takes that is told nothing of it, or does not ask.
+    """
     from peft import get_peft_model_state_dict
 
-    return get_peft_model_state_dict(transformer, adapter_name=ADAPTER)
+    peft = transformer.peft_config[ADAPTER]
+    state = get_peft_model_state_dict(transformer, adapter_name=ADAPTER)
+    scale = peft.lora_alpha / peft.r
+    return {name: tensor.detach().float() * (scale if ".lora_B." in name else 1) for name, tensor in state.items()}
 
 
 def _save(
