@@ -67,24 +67,36 @@ def load_loras(model: Any, loras: Sequence[Lora]) -> None:
             raise KSGenError(f"{lora.path} is for a second expert, and {model.folder} has only one transformer.")
         read_metadata(lora.path)  # whole, and safetensors
         _load(model, lora, backbones[lora.expert - 1], f"{NAME}{number}")
-    for backbone in backbones:
-        names = _names(backbone)
+    for part in model.parts().values():
+        names = _names(part)
         if names:
-            backbone.set_adapters(names, [loras[int(name.removeprefix(NAME))].strength for name in names])
+            _set_strengths(part, names, [loras[int(name.removeprefix(NAME))].strength for name in names])
+
+
+def _set_strengths(part: Any, names: list[str], strengths: list[float]) -> None:
+    if hasattr(part, "set_adapters"):
+        part.set_adapters(names, strengths)
+        return
+    # A text encoder, of transformers, on which kohya's LoRAs often are too.
+    from diffusers.utils import set_weights_and_activate_adapters
+
+    set_weights_and_activate_adapters(part, names, strengths)
 
 
 def _load(model: Any, lora: Lora, backbone: Any, name: str) -> None:
     pipe = model.pipe
     try:
         with quietly():
+            # By its file, and not as tensors: peft's alpha is in the metadata. The name keeps diffusers from others.
+            file = {"weight_name": lora.path.name, "adapter_name": name, "local_files_only": True}
             if hasattr(pipe, "load_lora_weights"):
-                # A dictionary, so that diffusers cannot look for other files, and its own conversions apply.
                 more = {"load_into_transformer_2": True} if lora.expert == 2 else {}
-                pipe.load_lora_weights(read_tensors(lora.path), adapter_name=name, **more)
+                pipe.load_lora_weights(str(lora.path.parent), **file, **more)
             else:
+                # HunyuanVideo 1.5's. Files are as a pipeline would write them, or the transformer itself.
                 tensors = read_tensors(lora.path)
                 prefix = "transformer" if any(key.startswith("transformer.") for key in tensors) else None
-                backbone.load_lora_adapter(tensors, prefix=prefix, adapter_name=name)
+                backbone.load_lora_adapter(str(lora.path.parent), prefix=prefix, **file)
     # KeyError and others: what a converter of another family's names says.
     except (*LIBRARY_ERRORS, AttributeError, IndexError) as error:
         raise KSGenError(
