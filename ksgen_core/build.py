@@ -240,9 +240,14 @@ def open_models(folder: str | Path | None = None, **parts: Any) -> Models:
     for name, path in parts.items():
         if isinstance(path, str | Path):
             parts[name] = _whole(path)
-            if not parts[name].exists():
-                raise KSGenError(f"{parts[name]} is not there. Check the path.")
+    for path in (*(part for part in parts.values() if isinstance(part, Path)), *_lora_files(parts)):
+        if not path.exists():
+            raise KSGenError(f"{path} is not there. Check the path.")
     return Models(_whole(folder) if folder else None, **parts)
+
+
+def _lora_files(parts: Mapping[str, Any]) -> Iterator[Path]:
+    return (lora.path for name in ("key_loras", "clip_loras") for lora in parts.get(name, ()))
 
 
 def _whole(path: str | Path) -> Path:

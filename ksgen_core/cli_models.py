@@ -83,6 +83,33 @@ def chosen(args: argparse.Namespace) -> Models:
     )
 
 
+def join_processes(args: argparse.Namespace) -> int:
+    """Which of the processes that torchrun started this is, 0 for the only one. All compute, the first one writes.
+
+    With several, `args.device` becomes each one's own GPU. Raises `KSGenError` if there are not as many as `--gpus`.
+    """
+    import os
+
+    processes, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    if args.gpus == 1 and processes == 1:
+        return 0
+    if processes != args.gpus:
+        raise KSGenError(
+            f"--gpus is {args.gpus} and {processes} process(es) run. Start one a GPU: torchrun --nproc-per-node "
+            f"{args.gpus} -m ksgen_core.cli run ... --gpus {args.gpus}"
+        )
+    import torch
+
+    if torch.cuda.device_count() < processes:
+        raise KSGenError(
+            f"--gpus is {args.gpus}, and this machine has {torch.cuda.device_count()}. Give a smaller one."
+        )
+    torch.cuda.set_device(rank)
+    args.device = f"cuda:{rank}"
+    torch.distributed.init_process_group("cpu:gloo,cuda:nccl")
+    return rank
+
+
 def described(args: argparse.Namespace) -> dict[str, Any]:
     """What of these options decides on the pictures, where it is given, for the settings of a run.
 

@@ -204,6 +204,7 @@ def _make(
         resumed = storyboard.resume(args.out, settings, with_seeds(plan, args.seed) if plan else None)
         plan, limit = resumed.plan, None
 
+    rank = cli_models.join_processes(args)
     device = device_of(args)
     dtype, stage = getattr(torch, args.dtype), build.OneStage()
     if plan is None:
@@ -223,6 +224,10 @@ def _make(
         made=resumed.made() if resumed else None,
         end_image=end_image,
     )
+    if rank:
+        for _ in events:
+            pass
+        return 0
     if demo and not args.resume and (storyboard.run_settings(args.out) or {}).get("demo"):
         events = _replacing(args.out, events, render)
     try:

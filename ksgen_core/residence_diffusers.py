@@ -312,10 +312,10 @@ def _check(model: Any, options: MemoryOptions) -> None:
                 f"The attention of {name} of {model.folder}, a {kind}, cannot be chosen. Leave it at 'default'."
             )
     if options.gpus > 1:
-        _check_gpus(options.gpus)
+        _check_gpus(options.gpus, torch.device(model.device))
 
 
-def _check_gpus(gpus: int) -> None:
+def _check_gpus(gpus: int, device: torch.device) -> None:
     distributed = torch.distributed
     world = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
     if world != gpus:
@@ -323,6 +323,8 @@ def _check_gpus(gpus: int) -> None:
             f"{gpus} GPUs are wanted and {world} process(es) run. Start one a GPU: "
             f"torchrun --nproc-per-node {gpus} -m ksgen_core.cli run ... --gpus {gpus}"
         )
+    if device.type == "cpu":  # diffusers counts accelerators
+        raise KSGenError(f"A clip is split over GPUs, and the device is {device}. Use one process.")
 
 
 def _tiles(model: Any) -> bool:

@@ -202,6 +202,11 @@ def test_ctrl_c_keeps_what_is_made_and_resume_goes_on(models, picture, tmp_path)
         ({"--updates": "0"}, "updates"),
         ({"--clip-updates": "0"}, "updates"),
         ({"--frames": "16"}, "13 and 17"),
+        ({"--gpus": "2"}, "torchrun --nproc-per-node 2"),
+        ({"--offload": "layers", "--first-block-cache": "1.5"}, "threshold of FirstBlockCache"),
+        ({"--key-model": "nowhere"}, "nowhere is not there"),
+        ({"--clip-lora": "nowhere.safetensors:0.5"}, "nowhere.safetensors is not there"),
+        ({"--clip-lora": "dot.png:50"}, "strength of a LoRA"),
         ({"--device": "cuda:99"}, "'cuda:99' cannot be used"),
         ({"--device": "warp"}, "'warp' cannot be used"),
         ({"--device": "meta"}, "'meta' cannot be used"),
@@ -215,6 +220,8 @@ def test_bad_input_is_told_in_one_line_and_writes_nothing(change, says, models, 
     before = files(tmp_path)
     command = words(models, picture, "out", "--steps", "2", "--seed", "0")
     for option, value in change.items():
+        if option not in command:
+            command += [option, ""]
         command[command.index(option) + 1] = value
     assert main(command) == 1
     told = capsys.readouterr().err
