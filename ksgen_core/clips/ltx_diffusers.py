@@ -112,6 +112,7 @@ def _ltx_arguments(model: ClipModel, shot: Shot) -> dict[str, Any]:
     }
 
 
+@torch.no_grad()
 def _ltx_film(model: ClipModel, call: dict[str, Any], result: Any) -> Tensor:
     """The pipeline's last lines, for latents that it was told to give back: [1, F, 3, H, W]."""
     if call["output_type"] != "latent":
