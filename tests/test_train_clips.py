@@ -264,6 +264,35 @@ def test_a_batch_in_parts_is_a_batch_at_once_and_checkpointing_changes_nothing(d
         assert (weights - other[1]).abs().gt(1e-4).float().mean() < 0.01, name
 
 
+def test_frozen_weights_in_8_bits_are_trained_on_as_what_they_are_rounded_to():
+    def trained(fp8):
+        torch.manual_seed(0)
+        transformer = WanTransformer3DModel(
+            num_attention_heads=1, attention_head_dim=128, in_channels=36, out_channels=16, text_dim=64, ffn_dim=256,
+            num_layers=2,
+        ).to(torch.bfloat16)  # fmt: skip
+        for layer in transformer.blocks.modules():
+            if not fp8 and isinstance(layer, torch.nn.Linear):
+                for weight in layer.parameters():
+                    weight.data = weight.data.to(torch.float8_e4m3fn).to(torch.bfloat16)
+        lora = add_lora(transformer, 4, 4.0, linear_layers(transformer, WanFlow.targets, all_of_them=False), fp8=fp8)
+        transformer.enable_gradient_checkpointing()
+        for weight in lora:
+            weight.data += 0.01
+        draw = torch.Generator().manual_seed(0)
+        noisy = torch.randn(1, 36, 3, 8, 8, generator=draw).bfloat16()
+        text = torch.randn(1, 8, 64, generator=draw).bfloat16()
+        out = transformer(noisy, torch.tensor([500.0]), text, return_dict=False)[0]
+        out.float().square().mean().backward()
+        return transformer, out, torch.cat([weight.grad.flatten() for weight in lora])
+
+    transformer, out, gradient = trained(True)
+    assert transformer.blocks[0].attn1.to_q.base_layer.weight.dtype == torch.float8_e4m3fn
+    _, rounded, its_gradient = trained(False)
+    assert gradient.dtype == torch.float32 and gradient.abs().max() > 0
+    assert torch.equal(out, rounded) and torch.equal(gradient, its_gradient)
+
+
 def test_the_command_trains_validates_shows_and_writes_what_the_product_loads(data, tmp_path, capsys):
     run = tmp_path / "run"
     more = ("--iterations", 30, "--rate", 0.01, "--report-every", 10, "--validate-every", 10, "--clips-every", 30)
@@ -330,6 +359,7 @@ def test_what_cannot_be_trained_is_refused_in_words(data, tmp_path):
     refused("fewer --frames", "--frames", 13)
     refused("no linear layer 'to_x'.*to_q", "--target", "to_q", "to_x")
     refused("at least 1", "--rank", 0)
+    refused("add --gradient-checkpointing", "--fp8")
     refused("do not make a training", "--iterations", 0)
     refused("does not end in .safetensors", "--native", tmp_path / "lora.pt")
     refused("--device 'abacus'", "--device", "abacus")

@@ -71,6 +71,11 @@ class Costs:
         """Of a clip's pass, if the card is kept busy."""
         return self.flops / (SHARE_OF_PEAK * card.tflops * 1e12)
 
+    def room_for(self, card: Card, tokens: int) -> int:
+        """The tokens of a clip with which it fits there, if it takes this with `tokens`; none if it does not."""
+        left = ROOM * card.memory_gb * 1e9 - self.weights - self.state
+        return max(0, int(left * tokens / self.activations))
+
 
 def lora_parameters(sizes: Sizes, rank: int) -> int:
     """Of a LoRA on the four projections of both attentions and the two layers of the feed-forward."""
@@ -93,8 +98,10 @@ def block_activations(sizes: Sizes, tokens: int, rank: int) -> int:
     return tokens * of_token + sizes.text_tokens * of_text
 
 
-def costs_of(sizes: Sizes, rank: int, tokens: int, at_once: int, checkpointing: bool, ema: bool) -> Costs:
-    """Of training with so many clips of S tokens on the device together, the base in bfloat16."""
+def costs_of(
+    sizes: Sizes, rank: int, tokens: int, at_once: int, checkpointing: bool, ema: bool, fp8: bool = False
+) -> Costs:
+    """Of training with so many clips of S tokens on the device together, the base in bfloat16 or kept in 8 bits."""
     lora = lora_parameters(sizes, rank)
     kept = at_once * block_activations(sizes, tokens, rank)
     if checkpointing:
@@ -110,34 +117,35 @@ def costs_of(sizes: Sizes, rank: int, tokens: int, at_once: int, checkpointing: 
     again = 1 if checkpointing else 0
     # Frozen layers have only the way back to their input; the two products of attention go back to both factors.
     work = 2 * sizes.layers * (linear * (2 + again) + attention * (3 + again) + trained * (3 + again))
-    return Costs(lora, 2 * sizes.parameters, lora * (4 + 4 + 8 + 4 * ema), kept, 2 * sizes.others, work)
+    weights = sizes.parameters * 2
+    if fp8:
+        weights = sizes.parameters + 2 * sizes.parameters // sizes.layers  # one block is out of its 8 bits
+    return Costs(lora, weights, lora * (4 + 4 + 8 + 4 * ema), kept, 2 * sizes.others, work)
 
 
 def spoken(
     sizes: Sizes, form: tuple[int, int, int], rank: int, batch: int, iterations: int, at_once: int = 1,
-    checkpointing: bool = True, ema: bool = False,
+    checkpointing: bool = True, ema: bool = False, fp8: bool = False,
 ) -> str:  # fmt: skip
     """The costs in words, for each of `CARDS`; `form` are frames, height and width of a clip."""
     gb = 1e9
     frames, height, width = form
     tokens = sizes.tokens(*form)
-    costs = costs_of(sizes, rank, tokens, at_once, checkpointing, ema)
+    costs = costs_of(sizes, rank, tokens, at_once, checkpointing, ema, fp8)
+    options = f"{' --gradient-checkpointing' * checkpointing}{' --fp8' * fp8}"
     lines = [
-        f"{sizes.name}, clips of {frames} frames of {width}x{height} ({tokens} tokens), rank {rank}, "
-        f"{batch} clips an iteration, {at_once} at once, {'with' if checkpointing else 'without'} "
-        "--gradient-checkpointing. Computed, not measured, in bfloat16:",
+        f"{sizes.name}, clips of {frames} frames of {width}x{height} ({tokens} tokens), --rank {rank} --batch {batch} "
+        f"--at-once {at_once}{options}. Computed, not measured, in bfloat16:",
         f"  {costs.lora / 1e6:.1f} M parameters of {sizes.parameters / 1e6:.0f} M",
         f"  {costs.encoders / gb:.1f} GB to encode, before the training, beside what the VAE keeps of a clip",
         f"  {costs.training / gb:.1f} GB to train: {costs.weights / gb:.1f} for the frozen weights, "
         f"{costs.state / gb:.1f} for the LoRA and AdamW, {costs.activations / gb:.1f} for activations",
     ]
     for card in CARDS:
-        room = ROOM * card.memory_gb * gb
-        fits = "fits"
-        if costs.training > room:
-            fits = (
-                "does not fit" if costs.weights + costs.state > room else "does not fit, take smaller or fewer frames"
-            )
+        most = costs.room_for(card, tokens)
+        fits = f"fits, also with {most // 100 * 100} tokens" if most >= tokens else "does not fit"
+        if 100 <= most < tokens:
+            fits += f", at most {most // 100 * 100} tokens do"
         seconds = batch * costs.seconds(card)
         lines.append(
             f"  {card.name}: {fits}; {seconds:.3g} s an iteration, {iterations} take {iterations * seconds / 3600:.3g} "

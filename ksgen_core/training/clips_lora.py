@@ -37,12 +37,12 @@ RANK, SHIFT, DROP_TEXT, SHOWN_CLIPS = 32, 3.0, 0.1, 2
 are trained as well. DROP_TEXT keeps guidance away from the empty text possible."""
 
 EXAMPLES = (
-    (WAN_5B, (49, 704, 1280)),
-    (WAN_5B, (121, 704, 1280)),
-    (WAN_14B, (49, 480, 832)),
-    (WAN_14B, (81, 480, 832)),
+    (WAN_5B, (49, 704, 1280), False),
+    (WAN_5B, (121, 704, 1280), False),
+    (WAN_14B, (33, 272, 480), True),
+    (WAN_14B, (81, 480, 832), False),
 )
-"""Whose costs are told."""
+"""Whose costs are told: a transformer, frames, height and width of clips, whether its weights are kept in 8 bits."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,6 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     precision = torch.float32 if automatic else precision_named(arguments.dtype, device)
     main_process = accelerator is None or accelerator.is_main_process
     told = print if main_process else silence
+    if device.type == "cuda":
+        # The LoRA is float32: TF32 takes its products as fast as others, and has more bits than what comes in.
+        torch.set_float32_matmul_precision("high")
     recipe = _recipe(arguments)
     records = [r for r in read_records(arguments.data) if any(step.clip is not None for step in r.steps)]
     if not any(record.split == "train" for record in records):
@@ -85,7 +88,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     told(f"{len(training.steps)} clips to train on, {len(held_out.steps)} to validate")
     _let_encoders_go(model)
     on_device(flow, everything=False)
-    lora = add_lora(flow.transformer, arguments.rank, arguments.alpha or arguments.rank, layers, arguments.seed)
+    lora = add_lora(
+        flow.transformer, arguments.rank, arguments.alpha or arguments.rank, layers, arguments.seed,
+        fp8=arguments.fp8,
+    )  # fmt: skip
     if arguments.gradient_checkpointing:
         flow.transformer.enable_gradient_checkpointing()
 
@@ -108,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     about = {**asdict(form), "family": model.family.name, "expert": arguments.expert, "rank": arguments.rank}
     seen = {**about, "clips": training.seen, "layers": layers, "alpha": arguments.alpha, "shift": arguments.shift,
-            "drop_text": arguments.drop_text, "precision": str(precision)}  # fmt: skip
+            "drop_text": arguments.drop_text, "precision": str(precision), "fp8": arguments.fp8}  # fmt: skip
     if main_process and not (arguments.run / "lora.state").exists():
         look(0, "untrained")
     events = train_lora(
@@ -164,7 +170,7 @@ def _told_costs(flow: Flow, form: ClipForm, arguments: argparse.Namespace) -> st
     )  # fmt: skip
     return spoken(
         sizes, (form.frames, form.height, form.width), arguments.rank, arguments.batch, arguments.iterations,
-        min(arguments.at_once, arguments.batch), arguments.gradient_checkpointing, bool(arguments.ema),
+        min(arguments.at_once, arguments.batch), arguments.gradient_checkpointing, bool(arguments.ema), arguments.fp8,
     )  # fmt: skip
 
 
@@ -183,6 +189,8 @@ def _check(arguments: argparse.Namespace) -> None:
             "--rank, --at-once, --report-every, --keep-every and --validate-clips are at least 1, --shift is at least "
             "1, --alpha at least 0, and --drop-text from 0 to 1."
         )
+    if a.fp8 and not a.gradient_checkpointing:
+        raise KSGenError("--fp8 saves nothing where all blocks wait for the way back: add --gradient-checkpointing.")
     if a.fps is not None and not 0 < a.fps <= 240:
         raise KSGenError(f"--fps is more than 0 and at most 240, got {a.fps}.")
     for path in (a.out, a.native):
@@ -199,7 +207,9 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    computed = "\n".join(spoken(sizes, form, RANK, RECIPE.batch, RECIPE.iterations) for sizes, form in EXAMPLES)
+    computed = "\n".join(
+        spoken(sizes, form, RANK, RECIPE.batch, RECIPE.iterations, fp8=fp8) for sizes, form, fp8 in EXAMPLES
+    )
     parser = argparse.ArgumentParser(
         prog="ksgen train clips",
         description=__doc__,
@@ -237,6 +247,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--save-dtype", "precision of the weights in the file", "float32", choices=tuple(DTYPES))
     add("--gradient-checkpointing", "compute blocks again on the way back: more work, far less memory",
         action="store_true")  # fmt: skip
+    add("--fp8", "keep the frozen weights in 8 bits: half of their memory; the LoRA learns their rounding too",
+        action="store_true")  # fmt: skip
     add("--iterations", "how long to train", RECIPE.iterations)
     add("--batch", "clips of an iteration, over all processes", RECIPE.batch)
     add("--at-once", "clips of it that are on the device together", 1)
@@ -250,7 +262,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--drop-text", "share of clips that are trained on without their text", DROP_TEXT)
     add("--validate-every", "iterations, 0 for never", 250)
     add("--validate-clips", "the most clips of a validation", 64)
-    add("--clips-every", "iterations between two looks at made clips, 0 for none", 500)
+    add("--clips-every", "iterations between two looks at made clips, which takes all parts to the device at once; 0 "
+        "for none", 500)  # fmt: skip
     add("--report-every", "iterations", 50)
     add("--keep-every", "iterations between two states on disk", 250)
     parser.add_argument(

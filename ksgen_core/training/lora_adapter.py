@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from ..checkpoints import write_atomically
 from ..clips.wan_native import TRANSFORMER_NAMES, wan_name
 from ..errors import KSGenError
+from ..residence_diffusers import FP8
 
 KIND = "ksgen.clip_lora/1"
 ADAPTER = "ksgen"
@@ -42,11 +44,14 @@ def linear_layers(transformer: nn.Module, targets: Sequence[str], *, all_of_them
     return found
 
 
-def add_lora(transformer: Any, rank: int, alpha: float, layers: Sequence[str], seed: int = 0) -> nn.ParameterList:
+def add_lora(
+    transformer: Any, rank: int, alpha: float, layers: Sequence[str], seed: int = 0, *, fp8: bool = False
+) -> nn.ParameterList:
     """Freeze the transformer and put an untrained LoRA on these layers; gives the LoRA's weights, float32.
 
-    Its second matrices are zero, so the transformer computes what it did, bit for bit. The random state stays as it
-    was. Raises `KSGenError` without peft.
+    Its second matrices are zero, so the transformer computes what it did, bit for bit; with `fp8` its frozen weights
+    are kept in 8 bits first, and computed with in their own precision. The random state stays as it was. Raises
+    `KSGenError` without peft.
     """
     if importlib.util.find_spec("peft") is None:
         raise KSGenError(
@@ -56,14 +61,22 @@ def add_lora(transformer: Any, rank: int, alpha: float, layers: Sequence[str], s
     from peft import LoraConfig
 
     transformer.requires_grad_(False).eval()
+    if fp8:
+        # Before the LoRA is there: diffusers would keep that in 8 bits too.
+        transformer.enable_layerwise_casting(storage_dtype=FP8, compute_dtype=transformer.dtype)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(layers))  # type: ignore[arg-type]
         transformer.add_adapter(config, ADAPTER)
-    weights = [weight for weight in transformer.parameters() if weight.requires_grad]
-    for weight in weights:
-        weight.data = weight.data.float()
-    return nn.ParameterList(weights)
+        weights = {name: weight for name, weight in transformer.named_parameters() if weight.requires_grad}
+        for name, weight in weights.items():
+            weight.data = weight.data.float()
+            if ".lora_A." in name:
+                # As peft does it, which then rounds to the precision of the layer below.
+                fresh = torch.empty(weight.shape)
+                nn.init.kaiming_uniform_(fresh, a=math.sqrt(5))
+                weight.data.copy_(fresh)
+    return nn.ParameterList(weights.values())
 
 
 def save_lora(path: Path, transformer: Any, dtype: torch.dtype, config: Mapping[str, Any]) -> None:
