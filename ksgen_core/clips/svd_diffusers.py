@@ -5,6 +5,7 @@ Legend: H, W pixels, Z latent channels, h, w latents.
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,6 +39,14 @@ def _arguments(model: ClipModel, shot: Shot) -> dict[str, Any]:
     }
 
 
+def _running(model: ClipModel, shot: Shot) -> Any:
+    """The pipeline, its picture in the VAE's own dtype: before 0.40 it stayed in float32."""
+    pipe = copy.copy(model.pipe)
+    encode = pipe._encode_vae_image
+    pipe._encode_vae_image = lambda image, *args, **more: encode(image.to(pipe.vae.dtype), *args, **more)
+    return pipe
+
+
 def _latent(model: ClipModel, image: Tensor) -> Tensor:
     vae = model.pipe.vae
     # Its encoder overflows in float16; the pipeline does the same.
@@ -58,4 +67,5 @@ SVD = Way(
     latent=_latent,
     # [1, f, Z, h, w]
     last=lambda model, foreseen, image: foreseen[0, -1],
+    running=_running,
 )
