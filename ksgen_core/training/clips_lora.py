@@ -218,7 +218,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     def add(name: str, what: str, default: Any = None, **options: Any) -> None:
-        if isinstance(default, int | float):
+        if isinstance(default, int | float) and not isinstance(default, bool):
             what, options = f"{what} (default: {default})", {"type": type(default), "metavar": "N", **options}
         parser.add_argument(name, help=what, default=default, **options)
 
@@ -245,9 +245,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", "auto, cpu, cuda, cuda:1, mps", "auto")
     add("--dtype", "of the frozen weights", "auto", choices=("auto", "float32", "bfloat16"))
     add("--save-dtype", "precision of the weights in the file", "float32", choices=tuple(DTYPES))
-    add("--gradient-checkpointing", "compute blocks again on the way back: more work, far less memory",
+    add("--gradient-checkpointing", "compute blocks again on the way back: more work, far less memory", False,
         action="store_true")  # fmt: skip
-    add("--fp8", "keep the frozen weights in 8 bits: half of their memory; the LoRA learns their rounding too",
+    add("--fp8", "keep the frozen weights in 8 bits: half of their memory; the LoRA learns their rounding too", False,
         action="store_true")  # fmt: skip
     add("--iterations", "how long to train", RECIPE.iterations)
     add("--batch", "clips of an iteration, over all processes", RECIPE.batch)
