@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -56,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", choices=MEASURES, action="append", help="measure this alone; may be given again")
     parser.add_argument("--reports", type=Path, default=REPORTS)
     args = parser.parse_args(argv)
+    # Advice on optional packages, of this process and of those that it starts.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     figures: dict[str, Any] = {"device": device_name(args.device)}
     with tempfile.TemporaryDirectory() as folder:
         for name, measure in MEASURES.items():

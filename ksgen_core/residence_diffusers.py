@@ -348,8 +348,11 @@ def _speed_up(part: Any, name: str, options: MemoryOptions, before: MemoryOption
     what = ""
     try:
         if options.attention not in ("default", before.attention):
+            from diffusers.models.attention_dispatch import attention_backend
+
             what = f"the attention {options.attention!r}"
-            with quietly():
+            # The method also sets what all other models of this process take by default; on leaving, that is put back.
+            with quietly(), attention_backend("native"):
                 part.set_attention_backend(options.attention)
         if options.gpus > 1 and before.gpus == 1:
             from diffusers import ContextParallelConfig

@@ -199,6 +199,11 @@ def test_an_attention_whose_package_is_missing_is_refused():
         settled(attention="flash")
 
 
+def test_the_attention_of_one_model_is_not_that_of_the_next(bare):
+    settled(attention="_native_cudnn")  # which has no kernel for processors: who took it could not render
+    assert render(clip_model(), [0])[0].equal(bare)
+
+
 def test_what_was_given_stays_as_it_was():
     model = clip_model()
     state = {name: tensor.clone() for name, tensor in model.pipe.transformer.state_dict().items()}
