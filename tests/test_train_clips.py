@@ -15,6 +15,7 @@ from tiny_clips import TEXTS, clips_folder, film
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import UMT5Config, UMT5EncoderModel
+from two_processes import launch_two
 
 from ksgen_core import pixels, video
 from ksgen_core.clips.clip_diffusers import ClipModel
@@ -328,6 +329,19 @@ def test_the_command_trains_validates_shows_and_writes_what_the_product_loads(da
     state = (run / "lora.state").stat().st_mtime_ns
     assert main(words(data, run, *more, "--ema", 0.5, "--alpha", 4)) == 0
     assert (run / "lora.state").stat().st_mtime_ns == state and log_of(run) == log
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(data, tmp_path):
+    """float32: sums in another order differ in their last bits, and Adam makes more of them."""
+    more = ("--iterations", 6, "--batch", 3, "--drop-text", 0.3, "--validate-every", 6)
+    assert main(words(data, tmp_path / "one", *more)) == 0
+    said = launch_two("ksgen_core.training.clips_lora", *words(data, tmp_path / "two", *more))
+    assert said.count("in 2 processes") == said.count("wrote") == 1 and said.count("validation after 6") == 1
+    one, two = log_of(tmp_path / "one"), log_of(tmp_path / "two")
+    assert [e["iteration"] for e in one] == [e["iteration"] for e in two]
+    losses = [[e["velocity"] for e in log if "velocity" in e] for log in (one, two)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4) and len(losses[0]) == 6
 
 
 def test_names_for_comfyui_are_wans_own(data, tmp_path):

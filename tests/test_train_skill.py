@@ -7,7 +7,6 @@ import io
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from tiny_keysteps import TEXTS
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from train_skill_process import CONFIG, RECIPE, plans, skill, train
+from two_processes import launch_two
 
 from ksgen_core import pixels
 from ksgen_core.errors import KSGenError
@@ -248,33 +248,6 @@ def test_a_run_killed_in_the_middle_and_resumed_equals_an_unbroken_one(trained, 
     one, two = (load_file(tmp_path / name / "skill.safetensors") for name in ("whole", "cut"))
     assert one.keys() == two.keys() and all(one[key].equal(two[key]) for key in one)
     assert log_of(tmp_path / "whole") == log_of(tmp_path / "cut")
-
-
-def launch_two(module, *arguments):
-    """Run a module in two processes on the CPU, as a launcher would start them -> what they print."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    shared["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-m", module, *map(str, arguments)],
-            cwd=ROOT,
-            env=os.environ | shared | {"RANK": str(number), "LOCAL_RANK": str(number)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for number in (0, 1)
-    ]
-    try:
-        said = [child.communicate(timeout=300)[0] for child in children]
-    finally:
-        for child in children:
-            child.kill()
-    assert [child.returncode for child in children] == [0, 0], said
-    return "".join(said)
 
 
 @pytest.mark.slow

@@ -133,7 +133,10 @@ class LtxFlow(Flow):
     """
 
     targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
-    in_place = True
+
+    @property
+    def in_place(self) -> bool:
+        return True
 
     def encode(self, film: Tensor) -> Given:
         pipe, vae = self.model.pipe, self.model.pipe.vae

@@ -62,18 +62,21 @@ def train_lora(
         dropped = (torch.rand(recipe.batch, generator=generator) < drop_text).tolist()
         noise = torch.randn(recipe.batch, *shape, generator=generator)
         mine = list(range(number, recipe.batch, processes))
-        parts = [mine[start : start + at_once] for start in range(0, len(mine), at_once)]
-        before = 0.0
-        for part in parts:
+        *parts, last = (mine[start : start + at_once] for start in range(0, len(mine), at_once))
+
+        def loss_of(part: list[int]) -> Tensor:
             words = ["" if dropped[b] else text_of(clips, rows[b]) for b in part]
             given = clips.clips([rows[b] for b in part])
             losses = flow.losses(given, clips.text(words), sigma[part], noise[part])
             # The mean over the processes is that over the batch.
-            loss = losses.sum() * (processes / recipe.batch)
-            if part is not parts[-1]:
-                loss.backward()  # gradients add up until `fit` has them all
-                before += float(loss.detach())
-        return {"velocity": loss + before}
+            return losses.sum() * (processes / recipe.batch)
+
+        before = 0.0
+        for part in parts:
+            loss = loss_of(part)
+            loss.backward()  # gradients add up until `fit` has them all
+            before += float(loss.detach())
+        return {"velocity": loss_of(last) + before}
 
     yield from fit("lora", lora, losses_of, recipe, run, report=report, keep=keep, seen=seen, accelerator=accelerator)
 

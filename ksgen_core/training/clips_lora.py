@@ -78,14 +78,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.dry_run:
         return 0
 
+    share = Share.of(accelerator)
     clips = encode_clips(
         flow, records, form, ("", model.defaults.negative), arguments.run / "encoded",
-        share=Share.of(accelerator), told=told,
+        share=share, told=told,
     )  # fmt: skip
     training, held_out = clips.only("train"), clips.only("validation")
     if not training.steps:
         raise KSGenError(f"{arguments.data} has no clip to train on that is long enough. Give fewer --frames.")
-    told(f"{len(training.steps)} clips to train on, {len(held_out.steps)} to validate")
+    told(
+        f"{len(training.steps)} clips to train on, {len(held_out.steps)} to validate, in {share.count} processes on "
+        f"{device}"
+    )
     _let_encoders_go(model)
     on_device(flow, everything=False)
     lora = add_lora(
@@ -135,7 +139,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.native:
             save_native(arguments.native, flow.transformer, dtype, about)
             told(f"wrote {arguments.native}")
-    Share.of(accelerator).wait()
+    if accelerator:
+        accelerator.wait_for_everyone()
+        accelerator.end_training()
     return 0
 
 

@@ -41,7 +41,8 @@ def accelerator_for(device: str) -> Accelerator | None:
 
     # The others wait while one of them draws pictures, or has more to encode.
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=3))
-    return Accelerator(cpu=device == "cpu", kwargs_handlers=[patience])
+    # Without a GPU it must be told so, or every process would take itself for the only one.
+    return Accelerator(cpu=device_named(device) == "cpu", kwargs_handlers=[patience])
 
 
 def device_named(name: str) -> str:

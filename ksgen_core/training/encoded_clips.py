@@ -155,7 +155,7 @@ def encode_clips(
     def clips(shard: Sequence[Step]) -> tuple[dict[str, Tensor], object]:
         tensors, there = {}, []
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as readers:
-            for number, film in enumerate(readers.map(lambda one: film_of(*one, form), shard)):
+            for number, film in enumerate(readers.map(lambda one: film_of(one[0], one[1], form), shard)):
                 if film is not None:
                     there.append(number)
                     tensors |= {f"{number}.{name}": halved(tensor) for name, tensor in flow.encode(film).items()}
