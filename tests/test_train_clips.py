@@ -111,6 +111,20 @@ def test_a_clip_is_brought_to_rate_length_and_size(tmp_path):
         film_of(fast, 0, ClipForm(5, 32, 32, 30.0))
 
 
+def test_tabletop_has_clips_to_train_on(tmp_path):
+    pytest.importorskip("skia", reason="Tabletop is drawn with skia-python: pip install -e .[tabletop]")
+    from ksgen_core.tabletop.instances import make
+    from ksgen_core.training import dataset_tabletop as tabletop
+    from ksgen_core.training.pool import TRAIN_SPLITS
+
+    given = ["--out", str(tmp_path / "set"), "--instances", "1", "--workers", "1", "--clips"]
+    assert tabletop.main(given) == 0
+    first = read_records(tmp_path / "set")[0]
+    film = pixels.from_uint8(make(TRAIN_SPLITS[0], 0).film(1))
+    assert torch.equal(film_of(first, 1, ClipForm(17, 128, 128, 8.0)), film)
+    assert torch.equal(first.image(1), film[0])
+
+
 def test_clips_are_encoded_once_and_short_ones_left_out_with_a_word(data, tmp_path):
     told: list[str] = []
     flow = flow_of(ClipModel.load(clips_folder()))

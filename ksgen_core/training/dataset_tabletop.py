@@ -9,13 +9,16 @@ from __future__ import annotations
 import argparse
 import io
 import sys
+import tempfile
 from collections.abc import Iterator
 from multiprocessing import get_context
 from pathlib import Path
 
+from .. import video
 from ..errors import KSGenError
 from ..pixels import from_uint8, to_pil
 from ..tabletop.instances import make
+from ..tabletop.shots import FPS
 from .dataset import Record, RecordStep, write_manifest, write_shards
 from .pool import TRAIN_INSTANCES, TRAIN_SPLITS
 
@@ -23,38 +26,44 @@ VALIDATION = 100
 """Instances of each split that are kept for validation, from `TRAIN_INSTANCES` on."""
 
 
-def record_of(split: str, seed: int, purpose: str = "train") -> Record:
-    """The instance with this number as a record; its pictures are drawn when they are read."""
+def record_of(split: str, seed: int, purpose: str = "train", clips: bool = False) -> Record:
+    """The instance with this number as a record; its pictures and clips are drawn when they are read."""
     instance = make(split, seed)
 
     def read(name: str) -> bytes:
+        step, _, ending = name.partition(".")
+        if ending == "mkv":
+            with tempfile.TemporaryDirectory(prefix="ksgen-") as folder:
+                video.write_lossless(path := Path(folder) / name, instance.film(int(step)), FPS)
+                return path.read_bytes()
         file = io.BytesIO()
-        to_pil(from_uint8(instance.first_frame(int(name.partition(".")[0])))).save(file, "PNG", compress_level=1)
+        to_pil(from_uint8(instance.first_frame(int(step)))).save(file, "PNG", compress_level=1)
         return file.getvalue()
 
     steps = tuple(
-        RecordStep(step.text, f"{k}.png", None, step.before, step.after) for k, step in enumerate(instance.plan.steps)
+        RecordStep(step.text, f"{k}.png", f"{k}.mkv" if clips else None, step.before, step.after)
+        for k, step in enumerate(instance.plan.steps)
     )
     return Record(f"{split}-{seed:06d}", instance.plan.goal, steps, purpose, read, f"tabletop {split} {seed}")
 
 
-def _drawn(task: tuple[str, int, str]) -> tuple[Record, dict[str, bytes]]:
-    """For another process: the record without its pictures, and these."""
+def _drawn(task: tuple[str, int, str, bool]) -> tuple[Record, dict[str, bytes]]:
+    """For another process: the record without its pictures and clips, and these."""
     record = record_of(*task)
     pictures = {name: record.read(name) for name in record.files()}
     return Record(record.id, record.goal, record.steps, record.split, where=record.where), pictures
 
 
-def tabletop_records(instances: int = TRAIN_INSTANCES, workers: int = 1) -> Iterator[Record]:
+def tabletop_records(instances: int = TRAIN_INSTANCES, workers: int = 1, clips: bool = False) -> Iterator[Record]:
     """`instances` of each training split, in the order of `build_pool`, then the validation records.
 
     Raises `KSGenError` for more instances than the validation split leaves.
     """
     if not 1 <= instances <= TRAIN_INSTANCES:
         raise KSGenError(f"Tabletop has 1 to {TRAIN_INSTANCES} instances a split to train on, got {instances}.")
-    tasks = [(split, seed, "train") for split in TRAIN_SPLITS for seed in range(instances)]
+    tasks = [(split, seed, "train", clips) for split in TRAIN_SPLITS for seed in range(instances)]
     kept = range(TRAIN_INSTANCES, TRAIN_INSTANCES + min(VALIDATION, instances))
-    tasks += [(split, seed, "validation") for split in TRAIN_SPLITS for seed in kept]
+    tasks += [(split, seed, "validation", clips) for split in TRAIN_SPLITS for seed in kept]
     if workers == 1:
         yield from (record_of(*task) for task in tasks)
         return
@@ -75,10 +84,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--workers", type=int, default=2, metavar="N", help="processes that draw (default: %(default)s)"
     )
+    parser.add_argument("--clips", action="store_true", help="with the clip of every step, for `ksgen train clips`")
     arguments = parser.parse_args(argv)
     if arguments.workers < 1 or arguments.shards < 0:
         raise KSGenError("--workers is at least 1 and --shards at least 0 (a folder).")
-    records = tabletop_records(arguments.instances, arguments.workers)
+    records = tabletop_records(arguments.instances, arguments.workers, arguments.clips)
     if arguments.shards:
         count = len(TRAIN_SPLITS) * (arguments.instances + min(VALIDATION, arguments.instances))
         write_shards(arguments.out, records, -(-count // arguments.shards))
