@@ -35,13 +35,24 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "layers": {"offload": "layers"},
     "fp8": {"offload": "none", "fp8": True},
     "tiling": {"offload": "none", "tiling": True},
+    "layers, fp8, tiling": {"offload": "layers", "fp8": True, "tiling": True},
     "first_block_cache 0.05": {"offload": "none", "first_block_cache": 0.05},
     "first_block_cache 0.2": {"offload": "none", "first_block_cache": 0.2},
     **{f"attention {name}": {"offload": "none", "attention": name} for name in ATTENTIONS if name != "default"},
 }
-"""The memory options that are measured, each alone; "none" is what the others are compared with."""
+"""The memory options that are measured, each alone and the ladder's last rung; "none" is what the others are compared
+with."""
 FEW = ("none", "layers", "fp8", "first_block_cache 0.2")
-FULL = ("none", "parts", "layers", "fp8", "tiling", "first_block_cache 0.05", "attention _native_cudnn")
+FULL = (
+    "none",
+    "parts",
+    "layers",
+    "fp8",
+    "tiling",
+    "layers, fp8, tiling",
+    "first_block_cache 0.05",
+    "attention _native_cudnn",
+)
 STAGES = ("key images", "clips")
 
 
@@ -54,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--few", action="store_true", help="smaller models, fewer options: to see that it works")
     parser.add_argument("--full", action="store_true", help="also models of full size; needs a GPU")
     parser.add_argument("--tiny", action="store_true", help="with --full: the same code with its models scaled down")
+    parser.add_argument("--model", action="append", metavar="NAME", help="with --full: this one alone, e.g. 'LTX-2'")
+    parser.add_argument("--option", choices=OPTIONS, action="append", help="this memory option alone")
     parser.add_argument("--only", choices=MEASURES, action="append", help="measure this alone; may be given again")
     parser.add_argument("--reports", type=Path, default=REPORTS)
     args = parser.parse_args(argv)
@@ -125,7 +138,8 @@ STAGE_FOLDERS = ("keysteps", "clips")
 
 def options(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Each memory option on the embedded models, in turns, with the ratio to "none" of the same round."""
-    chosen = FEW if args.few else tuple(OPTIONS)
+    # What the others are compared with comes first.
+    chosen = tuple(dict.fromkeys(("none", *args.option))) if args.option else FEW if args.few else tuple(OPTIONS)
     common = {"updates": args.updates, "frames": 5 if args.few else None, "device": args.device}
     found: dict[str, Any] = {stage: {} for stage in STAGES}
     rounds: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -171,11 +185,14 @@ def full(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         return {"not_measured": "not asked for (--full)"}
     if not args.tiny and not (args.device.startswith("cuda") and torch.cuda.is_available()):
         return {"not_measured": f"no GPU: they need --device cuda, and this is {args.device} of a machine with none"}
-    chosen = FEW if args.few else FULL
-    common = {"device": args.device, "tiny": args.tiny, "updates": args.updates or (2 if args.tiny else 6)}
+    chosen = args.option or (FEW if args.few else FULL)
+    models = args.model or tuple(full_size.MODELS)
+    if unknown := [name for name in models if name not in full_size.MODELS]:
+        raise KSGenError(f"{unknown[0]} is not measured in full size. Choose of {', '.join(full_size.MODELS)}.")
+    common = {"device": args.device, "tiny": args.tiny, "updates": max(2, args.updates or (2 if args.tiny else 4))}
     return {
         model: {name: child("full", model=model, options=OPTIONS[name], **common) for name in chosen}
-        for model in full_size.MODELS
+        for model in models
     }
 
 

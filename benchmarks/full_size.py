@@ -29,7 +29,8 @@ class Model:
     """A pipeline's class and its components; the shapes of the text's embeds without their batch, full and tiny.
 
     `more` are arguments of the pipeline, `published` the parameters that the authors state for one denoiser, in
-    billions. `tiny_size` (height, width), `tiny_frames` are what is made when tiny; otherwise it is the family's own.
+    billions. `adapter` is an IP-Adapter-Plus: width of the image encoder, inner width, image tokens. `tiny_size`
+    (height, width), `tiny_frames` are what is made when tiny; otherwise it is the family's own.
     """
 
     pipeline: str
@@ -39,6 +40,8 @@ class Model:
     tiny_text: tuple[int, int]
     published: float
     more: Mapping[str, Any] = field(default_factory=dict)
+    adapter: tuple[int, int, int] | None = None
+    tiny_adapter: tuple[int, int, int] | None = None
     tiny_size: tuple[int, int] = (64, 64)
     tiny_frames: int = 5
 
@@ -56,7 +59,7 @@ WAN_14B = Part(
 )
 
 MODELS: dict[str, Model] = {
-    # https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0
+    # https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0; its text encoders are there but not asked
     "SDXL": Model(
         "StableDiffusionXLPipeline",
         {
@@ -115,6 +118,9 @@ MODELS: dict[str, Model] = {
         tiny_text=(77, 64),
         published=2.6,
         more={"tokenizer": None, "tokenizer_2": None, "add_watermarker": False},
+        # sdxl_models/ip-adapter-plus_sdxl_vit-h.safetensors in https://huggingface.co/h94/IP-Adapter
+        adapter=(1280, 1280, 16),
+        tiny_adapter=(32, 64, 4),
     ),
     # https://huggingface.co/Wan-AI/Wan2.2-TI2V-5B-Diffusers
     "Wan 2.2 5B": Model(

@@ -17,6 +17,7 @@ from ksgen_core.clips.wan_diffusers import WanClipModel
 from ksgen_core.clips.ways import Shot
 from ksgen_core.errors import KSGenError
 from ksgen_core.keysteps.draw import Condition, complete, draw_batch
+from ksgen_core.keysteps.ip_adapter_plus import DEPTH, HEAD_WIDTH, resampler_to_file
 from ksgen_core.keysteps.policies import DrawSettings
 from ksgen_core.keysteps.sdxl_diffusers import KeyStepModel
 from ksgen_core.memory import MemoryOptions
@@ -60,12 +61,33 @@ def load(model: Model, device: torch.device, tiny: bool) -> Any:
         pipe = getattr(diffusers, model.pipeline)(
             scheduler=getattr(diffusers, kind)(**config), **parts, **dict(model.more)
         )
-    of = {"StableDiffusionXLPipeline": KeyStepModel, "WanImageToVideoPipeline": WanClipModel}
-    made: Any = of.get(model.pipeline, ClipModel)(pipe)
+    if model.adapter and model.tiny_adapter:
+        made: Any = KeyStepModel(pipe, adapter=adapter(pipe.unet, *(model.tiny_adapter if tiny else model.adapter)))
+        made.resampler.to(BF16)
+    else:
+        made = (WanClipModel if model.pipeline == "WanImageToVideoPipeline" else ClipModel)(pipe)
     made.device, made.dtype = device, BF16
     if isinstance(made, ClipModel):
         made.prepare()
     return made
+
+
+def adapter(unet: Any, vision_width: int, width: int, tokens: int) -> dict[str, torch.Tensor]:
+    """The tensors of an IP-Adapter-Plus file for this UNet, random."""
+    from diffusers.models.embeddings import IPAdapterPlusImageProjection
+
+    across = unet.config.cross_attention_dim
+    resampler = IPAdapterPlusImageProjection(
+        vision_width, across, width, depth=DEPTH, heads=width // HEAD_WIDTH, num_queries=tokens
+    )
+    tensors = {f"image_proj.{key}": tensor for key, tensor in resampler_to_file(resampler.state_dict()).items()}
+    chance, modules = torch.Generator().manual_seed(0), dict(unet.named_modules())
+    places = [name for name in unet.attn_processors if name.endswith("attn2.processor")]
+    for number, name in enumerate(places):
+        shape = modules[name.removesuffix(".processor")].to_k.weight.shape
+        for exit_ in ("to_k_ip", "to_v_ip"):
+            tensors[f"ip_adapter.{2 * number + 1}.{exit_}.weight"] = 0.02 * torch.randn(shape, generator=chance)
+    return tensors
 
 
 def measure(model: str, options: Mapping[str, Any], device: str, tiny: bool, updates: int) -> dict[str, Any]:
@@ -112,7 +134,10 @@ def _work(made: Any, model: Model, tiny: bool, updates: int) -> tuple[Iterator[A
     if model.pipeline == "StableDiffusionXLPipeline":
         count = 2 if tiny else 4
         pooled = made.pipe.text_encoder_2.config.projection_dim
-        given, none = (Condition(drawn(count, length, width), drawn(count, pooled)) for _ in range(2))
+        tokens = made.resampler.latents.shape[1]
+        given, none = (
+            Condition(drawn(count, length, width), drawn(count, pooled), drawn(count, tokens, width)) for _ in range(2)
+        )
         settings = complete(made, DrawSettings("text_only", updates=updates))
         usual = complete(made, DrawSettings("text_only")).updates
         plan = Plan("make", tuple(KeyStep("do", seed=k) for k in range(count)))
