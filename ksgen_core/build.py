@@ -130,7 +130,7 @@ class Models:
         family = family_of(folder)
         chosen = defaults(family, read_own(folder)).over(settings)
         check_frames(family, chosen.frames)
-        if settings.last_frame and not family.last_frame:
+        if settings.to_next and not family.last_frame:
             raise KSGenError(f"{family.name} cannot end a clip in the next key image. Leave that out.")
         if family.needs_last_frame and not ends:
             raise KSGenError(

@@ -173,7 +173,7 @@ def _make(
         batch=args.batch,
     )
     render_with = _with(
-        RenderSettings(last_frame=args.to_next),
+        RenderSettings(to_next=args.to_next),
         updates=args.clip_updates,
         guidance=args.clip_guidance,
         negative=args.clip_negative,

@@ -376,8 +376,11 @@ def _speed_up(part: Any, name: str, options: MemoryOptions, before: MemoryOption
 
 def _stream(part: nn.Module, device: torch.device) -> None:
     """diffusers' group offload: block after block comes to the device, the next one while this one works."""
+    import diffusers
     from diffusers.hooks import apply_group_offloading
 
+    if device.type == "cpu" and tuple(map(int, diffusers.__version__.split(".")[:2])) < (0, 41):
+        return  # diffusers before 0.41 streams to accelerators alone; a processor has the layers where they are
     streams = device.type in ("cuda", "xpu")
     apply_group_offloading(
         part,

@@ -112,7 +112,7 @@ def watched(scheduler: Any, watch: Callable[[State], object], generator: Any = N
             if self is fresh:
                 counted.append(None)
                 latents = result[0] if isinstance(result, tuple) else result.prev_sample
-                clean = _foreseen(self, model_output, sample, result, kwargs.get("per_token_timesteps"))
+                clean = foreseen(self, model_output, sample, result, kwargs.get("per_token_timesteps"))
                 watch(State(len(counted), len(self.timesteps), latents, clean))
             return result
 
@@ -122,20 +122,25 @@ def watched(scheduler: Any, watch: Callable[[State], object], generator: Any = N
     return fresh
 
 
-def _foreseen(
+def foreseen(
     scheduler: Any, output: Tensor, sample: Tensor, result: Any, of_tokens: Tensor | None = None
 ) -> Tensor | None:
     """The clean latents that a scheduler foresees after an update, in the way that its kind keeps them."""
-    clean = getattr(result, "pred_original_sample", None)
-    if clean is not None:
+    latents, *others = result if isinstance(result, tuple) else (result.prev_sample,)
+    # Some return it beside the latents (DDIM, Euler), CogVideoX' own DPM keeps it for the next update.
+    clean = others[0] if others else getattr(result, "pred_original_sample", None)
+    if torch.is_tensor(clean) and clean.shape == latents.shape:
         return clean
-    if isinstance(result, tuple) and len(result) > 1 and torch.is_tensor(result[1]) and result[1].shape == sample.shape:
-        return result[1]
-    kept = getattr(scheduler, "model_outputs", None)  # UniPC and DPM++: what they extrapolate from
-    if kept and torch.is_tensor(kept[-1]) and getattr(scheduler, "predict_x0", True):
-        return kept[-1]
+    kept, config = (
+        getattr(scheduler, "model_outputs", None),
+        scheduler.config,
+    )  # what multistep solvers extrapolate from
+    if kept and torch.is_tensor(kept[-1]):
+        is_clean = config.get("predict_x0", False) or "dpmsolver++" in config.get("algorithm_type", "")
+        return kept[-1] if is_clean else None
     number = getattr(scheduler, "step_index", None)
-    if number is None or not hasattr(scheduler, "sigmas") or output.shape != sample.shape:
+    flows = "Flow" in type(scheduler).__name__ or config.get("prediction_type") == "flow_prediction"
+    if not flows or number is None or output.shape != latents.shape:
         return None
     if of_tokens is not None:  # flow matching with a timestep for each token: the output is clean minus noise
         sigmas = of_tokens[..., None].float() / scheduler.config.num_train_timesteps

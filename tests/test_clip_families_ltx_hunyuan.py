@@ -147,18 +147,18 @@ def test_it_is_the_pipelines_own_call(name, guidance):
 @pytest.mark.parametrize("name", ENDING, indirect=True)
 def test_a_clip_ends_in_a_picture_as_in_the_pipelines_own_call(name):
     model, end = model_of(name), image(9)
-    settings = fast(name, guidance=3.0, negative="low", last_frame=True)
+    settings = fast(name, guidance=3.0, negative="low", to_next=True)
     ours = frames(model, settings=settings, ends={1: end})
     theirs = bare(name, 3.0, image(4), end, fps=model.family.fps)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
     assert not ours.equal(frames(model, settings=settings, ends={1: image(10)}))
-    assert not ours.equal(frames(model, settings=replace(settings, last_frame=False)))
+    assert not ours.equal(frames(model, settings=replace(settings, to_next=False)))
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in ENDING], indirect=True)
 def test_the_others_refuse_a_last_frame(name):
     with pytest.raises(KSGenError, match="cannot end a clip in a given picture"):
-        events(model_of(name), settings=fast(name, last_frame=True), ends={1: image(9)})
+        events(model_of(name), settings=fast(name, to_next=True), ends={1: image(9)})
 
 
 def test_saved_and_read_again_it_is_the_same(name, tmp_path):

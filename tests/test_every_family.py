@@ -105,7 +105,7 @@ def one_stage(models: build.Models, stage: str, kind: str) -> torch.Tensor:
         events = draw_key_steps(model, picture(2, 96, 96), PLAN, [1], DrawSettings(updates=3))
         return next(event.image for event in events if isinstance(event, KeyImage))
     frames = model.family.least if model.family.every else model.family.frames
-    settings = RenderSettings(updates=3, guidance=1.0, frames=frames, last_frame=model.family.needs_last_frame)
+    settings = RenderSettings(updates=3, guidance=1.0, frames=frames, to_next=model.family.needs_last_frame)
     end = picture(5, 64, 64) if model.family.needs_last_frame else None
     events = render_clip(model, picture(2, 64, 64), PLAN, 0, settings, end)
     return next(event.clip.frames for event in events if isinstance(event, StepClip))
@@ -115,7 +115,7 @@ def storyboard_of(models: build.Models):
     """A whole run of the product's own pipeline."""
     family = clip_families.family_of(models.clip_folder)
     frames = family.least if family.every else family.frames
-    render = RenderSettings(updates=2, guidance=1.0, frames=frames, last_frame=family.needs_last_frame)
+    render = RenderSettings(updates=2, guidance=1.0, frames=frames, to_next=family.needs_last_frame)
     # The tiny UNets' own 32 x 32 pixels are less than LTX' VAEs take.
     size = models.picture_size(picture(2, 96, 96)) if edits(models) else (64, 64)
     stage = build.OneStage()
@@ -207,6 +207,7 @@ def test_with_a_lora(stage, kind, tmp_path):
         return one_stage(models_of(stage, kind, **given), stage, kind)
 
     if kind == "SVD":
+        (tmp_path / "any.safetensors").write_bytes(b"")
         with pytest.raises(KSGenError, match="no way to put a LoRA"):
             with_loras([Lora(tmp_path / "any.safetensors")])
         return

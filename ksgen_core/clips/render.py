@@ -39,7 +39,7 @@ def render_clip(
 ) -> Iterator[Update | StepClip | Fallback]:
     """Render the clip of step `step` (number from 0) from its key image [H, W, 3], its first frame.
 
-    `end` is the next step's key image, which the clip ends in with `settings.last_frame`. Yields an `Update` per
+    `end` is the next step's key image, which the clip ends in with `settings.to_next`. Yields an `Update` per
     sampler update and then the `StepClip` (float32 0..1 on the CPU, see `clip_size`). A step without a seed counts its
     from 0. Raises `KSGenError` if the model cannot do what is asked for.
     """
@@ -141,11 +141,11 @@ def _ends(
 ) -> Mapping[int, Tensor]:
     """The pictures that clips end in, by step: none, unless that is wanted or the family cannot do without."""
     family = model.family
-    if settings.last_frame and not family.last_frame:
+    if settings.to_next and not family.last_frame:
         raise KSGenError(
             f"{family.name} cannot end a clip in a given picture. Turn the last frame off, or choose a model that can."
         )
-    if not settings.last_frame and not family.needs_last_frame:
+    if not settings.to_next and not family.needs_last_frame:
         return {}
     by_step = dict(zip(steps, images, strict=True))
     ends = {k: given.get(k, by_step.get(k + 1)) for k in steps}

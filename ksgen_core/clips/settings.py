@@ -22,7 +22,7 @@ class RenderSettings:
     What is None is taken from the `ksgen.json` of the model's folder, else from its family. `guidance` 1.0 follows the
     text plainly and halves the work. A step's own `seconds` win over `frames`. `negative` is the text to stay away
     from. `size` (height, width) is that of the clips; without it they have their key image's, see `render.clip_size`.
-    With `last_frame` each clip ends in the key image of the step after it, which not every family can.
+    With `to_next` each clip ends in the key image of the step after it, which not every family can.
     """
 
     updates: int | None = None
@@ -31,7 +31,7 @@ class RenderSettings:
     fps: float | None = None
     negative: str | None = None
     size: tuple[int, int] | None = None
-    last_frame: bool = False
+    to_next: bool = False
 
     def __post_init__(self) -> None:
         if self.updates is not None and not (_is_whole(self.updates) and 1 <= self.updates <= 1000):

@@ -18,7 +18,7 @@ from .. import pixels
 from ..errors import KSGenError
 from ..pipeline import Fallback, KeyImage, Update
 from ..residence_diffusers import in_halves, with_ladder
-from ..sampling_diffusers import State
+from ..sampling_diffusers import State, foreseen
 from ..types import KeyStep, Plan, with_seeds
 from .policies import DrawSettings, resolve_policy
 
@@ -260,17 +260,6 @@ def sample(
             without, given = prediction.chunk(2)
             prediction = without + settings.guidance * (given - without)
         result = scheduler.step(prediction, t, latents, **more)
+        clean = foreseen(scheduler, prediction, latents, result)
         latents = result.prev_sample.to(model.dtype)
-        yield State(number, total, latents, _foreseen(scheduler, result, latents))
-
-
-def _foreseen(scheduler: Any, result: Any, latents: Tensor) -> Tensor:
-    """The clean latents that this update points to; the latents themselves where the scheduler does not tell them."""
-    clean = getattr(result, "pred_original_sample", None)
-    if clean is not None:
-        return clean
-    config, outputs = scheduler.config, getattr(scheduler, "model_outputs", None)
-    # The multistep solvers keep their predictions, and most keep them as clean latents.
-    if outputs and ("dpmsolver++" in config.get("algorithm_type", "") or config.get("predict_x0", False)):
-        return outputs[-1]
-    return latents
+        yield State(number, total, latents, latents if clean is None else clean)
