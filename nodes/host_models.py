@@ -65,7 +65,12 @@ class HostModels:
 
         if stage not in self._loaded:
             require_packages("diffusers", "transformers", "accelerate")
+            from ..ksgen_core.residence_diffusers import free_now
+
             device = memory.get_torch_device()
+            # A component, its hook and its patcher know each other: models that are not wanted any more would stay
+            # beside the new ones until Python looks for such rings.
+            free_now(device)
             residence = HostResidence(device)
             self._loaded[stage] = getattr(self.models, stage)(device, dtype_for(device), residence), residence
         model, residence = self._loaded[stage]
@@ -94,11 +99,13 @@ class HostResidence:
         if part is self._here:
             return
         if streamed:
+            if part in self._patchers:  # the ladder was climbed: it is not the host's to load any more
+                memory.unload_model_and_clones(self._patchers.pop(part))
             memory.free_memory(room + memory.minimum_inference_memory(), self.device)
         else:
             if part not in self._patchers:
                 self._patchers[part] = patcher(part, self.device)
-            memory.load_models_gpu([self._patchers[part]], memory_required=room)
+            load([self._patchers[part]], room)
         self._here = part
 
 
@@ -107,7 +114,8 @@ def patcher(part: torch.nn.Module, device: torch.device) -> Any:
 
     The holder is needed because the patcher writes `.device`, which diffusers and transformers models refuse. It has
     the component's class name, since that is what the host's log says of it.
-    The class is looked up at call time: the host replaces it when it turns dynamic memory on.
+    Never the host's patcher for dynamic memory: that leaves everything on the device for layers of the host's own to
+    push out while they compute, and other layers push nothing out and cannot be pushed out.
     """
     import comfy.model_management
     import comfy.model_patcher
@@ -117,7 +125,19 @@ def patcher(part: torch.nn.Module, device: torch.device) -> Any:
     holder.inner = part
     offload = comfy.model_management.unet_offload_device()
     holder.device = offload
-    return comfy.model_patcher.CoreModelPatcher(holder, load_device=device, offload_device=offload)
+    return comfy.model_patcher.ModelPatcher(holder, load_device=device, offload_device=offload)
+
+
+def load(patchers: list[Any], room: int = 0) -> None:
+    """Let the host load components whole, with about `room` bytes beside them, or run out of memory.
+
+    Where there is little the host loads models in part, which only layers of its own can compute with.
+    """
+    import comfy.model_management as memory
+
+    memory.load_models_gpu(patchers, memory_required=room, force_full_load=True)
+    for one in patchers:
+        one.model.to(one.load_device)  # with --novram the host loads in part all the same
 
 
 def dtype_for(device: torch.device) -> torch.dtype:

@@ -23,7 +23,7 @@ from ..ksgen_core.keysteps.ip_adapter_plus import read
 from ..ksgen_core.keysteps.resampler_diffusers import resampler_from_file
 from ..ksgen_core.keysteps.skill_transformer import SkillTransformer
 from . import host
-from .host_models import dtype_for, patcher
+from .host_models import dtype_for, load, patcher
 
 
 class Adapter:
@@ -93,7 +93,7 @@ class HostSkillTransformer:
                 f"The IP-Adapter {self.adapter.name} takes states of width {width} from its image encoder, "
                 f"this CLIP_VISION gives {states.shape[-1]}. Load the image encoder that the adapter was made with."
             )
-        memory.load_models_gpu(self._patchers)
+        load(self._patchers)
         weight = self.resampler.proj_in.weight
         return self.resampler(states.to(weight.device, weight.dtype))
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import folder_paths
 
 from . import host
-from .host_models import dtype_for, patcher
+from .host_models import dtype_for, load, patcher
 
 if TYPE_CHECKING:
     from ..ksgen_core.planning.mllm_transformers import Mllm
@@ -55,7 +55,7 @@ def loaded(folder_or_id: str) -> Iterator[Mllm]:
     model = Mllm.load(folder_or_id, memory.unet_offload_device(), dtype_for(device))
     patchers = [patcher(part, device) for part in model.parts().values()]
     try:
-        memory.load_models_gpu(patchers)
+        load(patchers)
         yield model
     finally:
         for one in patchers:

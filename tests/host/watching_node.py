@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import re
 import threading
 import time
 from pathlib import Path
@@ -21,7 +22,7 @@ from comfy_api.latest import ComfyExtension, io
 from safetensors.torch import save_file
 from server import PromptServer
 
-BACKBONES = ("UNet", "Transformer3DModel", "Transformer2DModel")
+BACKBONES = ("UNet2DConditionModel", "UNetSpatioTemporalConditionModel")
 WAITS = 60.0
 """Seconds until the one who wanted to cancel is taken for lost."""
 
@@ -36,6 +37,12 @@ def forget(hold: int = 0) -> None:
 def entries() -> list[str]:
     """The host's own list of what is loaded, as its log names it."""
     return [one.model.model.__class__.__name__ for one in memory.current_loaded_models if one.model is not None]
+
+
+def tensor_bytes() -> int:
+    """Of all tensors that Python knows, each storage once."""
+    storages = [one.untyped_storage() for one in gc.get_objects() if type(one) in (torch.Tensor, torch.nn.Parameter)]
+    return sum({one.data_ptr(): one.nbytes() for one in storages}.values())
 
 
 def on_load(models, memory_required=0, *rest, **more):
@@ -57,7 +64,8 @@ def on_progress(bar, value, total=None, preview=None):
 
 def on_call(module, _args) -> None:
     kind = type(module).__name__
-    if kind.startswith(BACKBONES) or kind.endswith(BACKBONES):
+    # `Transformer2DModel` alone is a block of a UNet.
+    if kind in BACKBONES or re.fullmatch(r".+Transformer[23]DModel", kind):
         seen["updates_after" if seen["held"] else "updates"] += 1
 
 
@@ -79,6 +87,7 @@ async def tell(_request):
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     status = Path("/proc/self/status").read_text()
     more = {"now_loaded": entries(), "threads": [one.name for one in threading.enumerate()]}
+    more["tensor_bytes"] = tensor_bytes()
     more["bytes"] = int(status.split("VmRSS:")[1].split()[0]) * 1024
     return web.json_response(seen | more)
 
