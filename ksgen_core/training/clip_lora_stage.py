@@ -147,7 +147,7 @@ def make_clip(flow: Flow, clips: EncodedClips, text: str, image: Tensor, form: C
         try:
             next(states)
         except StopIteration as end:
-            return end.value
+            return end.value.frames
 
 
 def on_device(flow: Flow, *, everything: bool) -> None:

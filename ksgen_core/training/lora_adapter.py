@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,15 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints import write_atomically
+from ..checkpoints import save_weights
 from ..clips.wan_native import TRANSFORMER_NAMES, wan_name
 from ..errors import KSGenError
 from ..residence_diffusers import FP8
 
 KIND = "ksgen.clip_lora/1"
 ADAPTER = "ksgen"
-# `LORA_ADAPTER_METADATA_KEY` of diffusers, src/diffusers/loaders/lora_base.py
-PEFT_KEY = "lora_adapter_metadata"
 # Wan 2.1's layers for the tokens of the picture (diffusers/loaders/lora_conversion_utils.py has them the other way).
 NATIVE_NAMES = (*TRANSFORMER_NAMES, (r"\.add_(k|v)_proj\.", r".\1_img."))
 
@@ -84,11 +81,8 @@ def save_lora(path: Path, transformer: Any, dtype: torch.dtype, config: Mapping[
 
     Raises `KSGenError` if the file cannot be written.
     """
-    peft = transformer.peft_config[ADAPTER]
-    about = {"r": peft.r, "lora_alpha": peft.r, "target_modules": sorted(peft.target_modules)}
-    metadata = {PEFT_KEY: json.dumps({f"transformer.{name}": value for name, value in about.items()}, sort_keys=True)}
-    tensors = {f"transformer.{name}": tensor for name, tensor in _state(transformer).items()}
-    _save(path, tensors, dtype, metadata, config)
+    tensors = {f"transformer.{name}": tensor for name, tensor in _state(transformer, dtype).items()}
+    save_weights(path, tensors, KIND, config)
 
 
 def save_native(path: Path, transformer: Any, dtype: torch.dtype, config: Mapping[str, Any]) -> None:
@@ -97,32 +91,23 @@ def save_native(path: Path, transformer: Any, dtype: torch.dtype, config: Mappin
     Raises `KSGenError` if the file cannot be written.
     """
     tensors = {}
-    for name, tensor in _state(transformer).items():
+    for name, tensor in _state(transformer, dtype).items():
         layer, _, kind = name.removesuffix(".weight").rpartition(".")
         native = "diffusion_model." + wan_name(f"{layer}.weight", NATIVE_NAMES).removesuffix(".weight")
         tensors[f"{native}.{'lora_down' if kind == 'lora_A' else 'lora_up'}.weight"] = tensor
         tensors[f"{native}.alpha"] = torch.tensor(float(transformer.peft_config[ADAPTER].r))
-    _save(path, tensors, dtype, {}, config)
+    save_weights(path, tensors, KIND, config)
 
 
-def _state(transformer: Any) -> dict[str, Tensor]:
+def _state(transformer: Any, dtype: torch.dtype) -> dict[str, Tensor]:
     """The LoRA's weights by name, alpha / rank in the second of each two.
 
-    So alpha is the rank in every file, which is what a loader takes that is told nothing of it, or does not ask.
+    So alpha is the rank, which is what loaders take it for that are told nothing of it: peft's own words on it are not
+    read alike by all versions of diffusers.
     """
     from peft import get_peft_model_state_dict
 
     peft = transformer.peft_config[ADAPTER]
     state = get_peft_model_state_dict(transformer, adapter_name=ADAPTER)
     scale = peft.lora_alpha / peft.r
-    return {name: tensor.detach().float() * (scale if ".lora_B." in name else 1) for name, tensor in state.items()}
-
-
-def _save(
-    path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype, more: Mapping[str, str], config: Mapping[str, Any]
-) -> None:
-    from safetensors.torch import save_file
-
-    metadata = {"format": "pt", "kind": KIND, "config": json.dumps(dict(config), sort_keys=True), **more}
-    whole = {name: tensor.detach().to("cpu", dtype).contiguous().clone() for name, tensor in tensors.items()}
-    write_atomically(path, lambda temporary: save_file(whole, temporary, metadata=metadata))
+    return {name: (tensor.float() * (scale if ".lora_B." in name else 1)).to(dtype) for name, tensor in state.items()}
