@@ -175,27 +175,42 @@ class Example:
 
 
 @dataclass(frozen=True, eq=False)
+class Sound:
+    """What is heard with a clip in memory: samples `[C, N]`, float32 -1..1 on the CPU, `rate` of them a second."""
+
+    samples: torch.Tensor
+    rate: int
+
+    def __post_init__(self) -> None:
+        if self.samples.ndim != 2 or not len(self.samples) or self.rate < 1:
+            got = f"{tuple(self.samples.shape)} at {self.rate}"
+            raise ValueError(f"sound is [C, N] at a rate of 1 or more, got {got}")
+
+
+@dataclass(frozen=True, eq=False)
 class Clip:
     """The film of one step: frames `[F, H, W, 3]` at `fps`, in memory or, read when asked for, in a video file.
 
-    Two clips are equal if their rate and their frames are. What survives JSON is the storyboard folder's file. Who
-    reads the file itself calls `check` first: it raises `KSGenError` if the file is not what was once made.
+    `sound` is that of a clip in memory; a file has its own. Two clips are equal if their rate and their frames are.
+    What survives JSON is the storyboard folder's file. Who reads the file itself calls `check` first: it raises
+    `KSGenError` if the file is not what was once made.
     """
 
     fps: float
     read: Callable[[], torch.Tensor] = field(repr=False)
     path: Path | None = None
     check: Callable[[], object] = field(default=lambda: None, repr=False)
+    sound: Sound | None = field(default=None, repr=False)
 
     @property
     def frames(self) -> torch.Tensor:
         return self.read()
 
     @classmethod
-    def of(cls, frames: torch.Tensor, fps: float) -> Clip:
+    def of(cls, frames: torch.Tensor, fps: float, sound: Sound | None = None) -> Clip:
         if frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
             raise ValueError(f"frames must be [F, H, W, 3], got {tuple(frames.shape)}")
-        return cls(fps, lambda: frames)
+        return cls(fps, lambda: frames, sound=sound)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Clip):

@@ -158,7 +158,7 @@ def facts_of(clip: Clip) -> Facts:
     clip.check()
     if clip.path is None:
         count, height, width = clip.frames.shape[:3]
-        return Facts(count, height, width)
+        return Facts(count, height, width, sound=clip.sound is not None)
     with opened(clip.path) as (file, stream):
         times, shown = [], None
         for packet in file.demux(stream):

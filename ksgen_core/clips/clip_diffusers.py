@@ -19,6 +19,7 @@ from .. import pixels
 from ..checkpoints_diffusers import quietly
 from ..errors import KSGenError
 from ..sampling_diffusers import State, run_pipeline
+from ..types import Clip
 from .cogvideox_diffusers import COGVIDEOX
 from .families import Family, family_of, find_family
 from .files_diffusers import check, read_folder, save_folder
@@ -152,13 +153,14 @@ class ClipModel:
             return None
         return pixels.preview(latent[None], colours, image.shape[0])
 
-    def make(self, shot: Shot) -> Generator[State, None, Tensor]:
-        """Run the pipeline: yields a `State` after every update and returns the frames [F, H, W, 3], float32 0..1."""
+    def make(self, shot: Shot) -> Generator[State, None, Clip]:
+        """Run the pipeline: yields a `State` after every update and returns the clip, frames [F, H, W, 3] in memory."""
         on_device = ({name: t.to(self.device) for name, t in texts.items()} for texts in (shot.text, shot.negative))
         shot = replace(shot, **dict(zip(("text", "negative"), on_device, strict=True)))
         call = {"output_type": "pt", **self.way.arguments(self, shot)}
         result = yield from run_pipeline(self.way.running(self, shot), **call)
-        return self.way.film(self, call, result)[0].float().cpu().movedim(1, -1).clamp(0, 1)
+        frames = self.way.film(self, call, result)[0].float().cpu().movedim(1, -1).clamp(0, 1)
+        return Clip.of(frames, shot.fps, self.way.sound(self, result))
 
 
 def _kind(family: Family) -> type[ClipModel]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import pixels
+from ..types import Sound
 from .ways import Embeds, Shot, Way, picture
 
 if TYPE_CHECKING:
@@ -186,6 +187,10 @@ def _ltx2_running(model: ClipModel, shot: Shot) -> Any:
     return LTX2ConditionPipeline(**{name: part for name, part in model.pipe.components.items() if name in taken})
 
 
+def _ltx2_sound(model: ClipModel, result: Any) -> Sound:
+    return Sound(result.audio[0].float().cpu().clamp(-1, 1), model.pipe.vocoder.config.output_sampling_rate)
+
+
 def _ltx2_last(model: ClipModel, foreseen: Tensor, image: Tensor) -> Tensor:
     """The last frame's, of [1, Z, f, h, w], or of tokens [1, S, D] with those of the picture to end in behind."""
     if foreseen.ndim == 5:
@@ -215,4 +220,5 @@ LTX2 = Way(
     latent=_latent,
     last=_ltx2_last,
     running=_ltx2_running,
+    sound=_ltx2_sound,
 )

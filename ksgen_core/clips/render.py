@@ -19,7 +19,7 @@ from .. import pixels
 from ..errors import KSGenError
 from ..pipeline import Fallback, StepClip, Update
 from ..residence_diffusers import with_ladder
-from ..types import Clip, Plan, with_seeds
+from ..types import Plan, with_seeds
 from .families import check_frames, legal_frames
 from .settings import Defaults, RenderSettings
 from .ways import Shot
@@ -212,8 +212,8 @@ def _clip(model: ClipModel, shot: Shot, step: int, done: int, count: int) -> Ite
             try:
                 state = next(states)
             except StopIteration as end:
-                frames = end.value
+                clip = end.value
                 break
             number, total = done * state.total + state.number, count * state.total
             yield Update("render", (step,), number, total, model.preview(state, shot.image))
-    yield StepClip(step, Clip.of(frames, shot.fps))
+    yield StepClip(step, clip)

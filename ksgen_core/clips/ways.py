@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import pixels
+from ..types import Sound
 
 if TYPE_CHECKING:
     from .clip_diffusers import ClipModel
@@ -61,7 +62,8 @@ class Way:
     can render, or None, `bucket` the one for pictures of a height and width, or None.
 
     `running` is the pipeline that is called, `film` makes [1, F, 3, H, W] of its call and what it gave, and `own` says
-    what a model's components know of its defaults, as a folder's `ksgen.json` would.
+    what a model's components know of its defaults, as a folder's `ksgen.json` would. `sound` is what the pipeline gave
+    to hear.
     """
 
     side_multiple: Callable[[Any], int]
@@ -74,6 +76,7 @@ class Way:
     running: Callable[[ClipModel, Shot], Any] = lambda model, shot: model.pipe
     film: Callable[[ClipModel, dict[str, Any], Any], Tensor] = lambda model, call, result: result.frames
     own: Callable[[Any], dict[str, Any]] = lambda _: {}
+    sound: Callable[[ClipModel, Any], Sound | None] = lambda model, result: None
 
 
 def picture(image: Tensor) -> Tensor:

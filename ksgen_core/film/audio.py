@@ -19,11 +19,15 @@ if TYPE_CHECKING:
     import numpy as np
     from av.container import OutputContainer
 
+    from ..types import Sound
+
 SAMPLES = 48_000
 """A second."""
 BIT_RATE = 192_000
 PIECE = 4096
 """Samples of silence that are made at once."""
+LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}
+"""By the number of channels; other numbers are mixed to one, evenly."""
 GAP = 0.01
 """Seconds without sound from which on they are taken for silence: Matroska rounds times to thousandths."""
 
@@ -117,10 +121,14 @@ def _of_clip(part: Part, count: int) -> Generator[np.ndarray, None, None]:
 
 
 def _decoded(part: Part) -> Generator[np.ndarray, None, None]:
-    """All of one file's sound from its first picture in the film on, at 48 kHz in stereo."""
+    """All of one clip's sound from its first picture in the film on, at 48 kHz in stereo."""
     import av
     import numpy as np
 
+    if part.clip.path is None:
+        begin = float(part.skip / part.rate)
+        yield from _without_start(_without_gaps(_in_memory(part.clip.sound)), round(begin * SAMPLES))
+        return
     with av.open(str(part.clip.path)) as file:
         stream, picture = sound_stream(file), file.streams.video[0]
         sounds = file.decode(stream) if stream is not None else iter(())
@@ -131,12 +139,31 @@ def _decoded(part: Part) -> Generator[np.ndarray, None, None]:
         skip = round((begin - (first.time or 0.0)) * SAMPLES)
         if skip < 0:
             yield np.zeros((2, -skip), np.float32)
-        skip = max(0, skip)
-        for piece in _without_gaps(chain([first], sounds)):
-            left_out = min(skip, piece.shape[1])
-            skip -= left_out
-            if left_out < piece.shape[1]:
-                yield piece[:, left_out:]
+        yield from _without_start(_without_gaps(chain([first], sounds)), max(0, skip))
+
+
+def _without_start(pieces: Iterable[np.ndarray], skip: int) -> Generator[np.ndarray, None, None]:
+    for piece in pieces:
+        left_out = min(skip, piece.shape[1])
+        skip -= left_out
+        if left_out < piece.shape[1]:
+            yield piece[:, left_out:]
+
+
+def _in_memory(sound: Sound | None) -> Generator[av.AudioFrame, None, None]:
+    import av
+    import numpy as np
+
+    if sound is None:
+        return
+    samples = sound.samples.clamp(-1, 1).numpy()
+    if len(samples) not in LAYOUTS:
+        samples = samples.mean(0, keepdims=True)
+    for start in range(0, samples.shape[1], PIECE):
+        part = np.ascontiguousarray(samples[:, start : start + PIECE])
+        frame = av.AudioFrame.from_ndarray(part, format="fltp", layout=LAYOUTS[len(part)])
+        frame.sample_rate, frame.pts, frame.time_base = sound.rate, start, Fraction(1, sound.rate)
+        yield frame
 
 
 def _without_gaps(sounds: Iterable[av.AudioFrame]) -> Generator[np.ndarray, None, None]:
