@@ -1,4 +1,4 @@
-"""Where a model's components live while it works, and what is done when memory runs out.
+"""Where a model's components live while it works.
 
 A *model* here is any object with `parts()`, its components by name; `denoisers`, the names of those that run in every
 update; and `device`, where it computes. `settle` carries out the `MemoryOptions` on it.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
@@ -18,10 +18,7 @@ from torch import nn
 
 from .checkpoints_diffusers import quietly
 from .errors import KSGenError
-from .memory import LADDER, MemoryOptions
-
-Event = TypeVar("Event")
-Item = TypeVar("Item")
+from .memory import MemoryOptions
 
 ROOM_TO_WORK, MOST_ROOM = 0.25, 12 * 2**30
 """What `auto` leaves free for what is computed: a share of the device's memory, and at most so many bytes. Chosen, not
@@ -69,15 +66,6 @@ class Settled:
     options: MemoryOptions
     residence: Residence | None
     hosted: bool
-
-
-@dataclass(frozen=True)
-class Climbed:
-    """Memory ran out, and the model now stands on this rung of the ladder."""
-
-    rung: str
-    text: str
-    options: MemoryOptions
 
 
 class _BeforeItWorks(ModelHook):
@@ -133,83 +121,6 @@ def settle(model: Any, options: MemoryOptions, residence: Residence | None = Non
                 _stream(part, device)
             add_hook_to_module(part, _BeforeItWorks(mover, streamed))
     model.settled = Settled(options, mover, hosted)
-
-
-def climb(model: Any) -> Climbed | None:
-    """Put the model on the next rung of `memory.LADDER`; None if it stands on the last one."""
-    settled: Settled = model.settled
-    options = settled.options
-    while (step := options.next_rung(_tiles(model))) is not None:
-        rung, options = step
-        if rung == "parts" and settled.hosted:
-            continue  # the host does that already
-        try:
-            settle(model, options, settled.residence if settled.hosted else None)
-        except KSGenError:
-            continue  # e.g. weights that cannot be kept in 8 bits: the rung is not there for this model
-        return Climbed(rung, dict(LADDER)[rung], options)
-    return None
-
-
-def with_ladder(
-    model: Any, work: Callable[[], Iterator[Event]], tell: Callable[[str, str], Event] | None = None
-) -> Iterator[Event]:
-    """The events of `work()`; when memory runs out the model climbs a rung and `work` is begun again.
-
-    `tell` makes an event of a rung and what it means. What `work` had yielded before stays with the caller. Raises
-    `KSGenError` when the last rung is not enough, or the model was not settled.
-    """
-    while True:
-        try:
-            yield from work()
-            return
-        except Exception as error:
-            if not out_of_memory(error):
-                raise
-            reason = str(error).partition("\n")[0]
-        # Outside the handler: the error's traceback holds the tensors that filled the memory.
-        free_now(model.device)
-        climbed = climb(model) if hasattr(model, "settled") else None
-        if climbed is None:
-            raise KSGenError(
-                f"There is not enough memory on {model.device} ({reason}), though all was tried that saves some: "
-                f"{', '.join(rung for rung, _ in LADDER)}. Choose a smaller size, fewer frames or a smaller model."
-            )
-        if tell is not None:
-            yield tell(climbed.rung, climbed.text)
-
-
-def in_halves(
-    model: Any,
-    batch: Sequence[Item],
-    work: Callable[[Sequence[Item]], Iterator[Event]],
-    tell: Callable[[str, str], Event],
-) -> Iterator[Event]:
-    """The events of `work(batch)`; when memory runs out, of either half of the batch, of one alone by the ladder."""
-    if len(batch) == 1:
-        yield from with_ladder(model, lambda: work(batch), tell)
-        return
-    try:
-        yield from work(batch)
-        return
-    except Exception as error:
-        if not out_of_memory(error):
-            raise
-    free_now(model.device)
-    half = (len(batch) + 1) // 2
-    yield tell("batch", f"at most {half} are made together")
-    for part in (batch[:half], batch[half:]):
-        yield from in_halves(model, part, work, tell)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether a device, or this process, has no memory left. Only accelerators have a class of error for it."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(
-        words in text for words in ("out of memory", "not enough memory", "can't allocate memory")
-    )
 
 
 def free_now(device: torch.device | str) -> None:
@@ -302,7 +213,7 @@ def where_it_fits(sizes: Mapping[str, int], free: int, total: int) -> str:
 def _check(model: Any, options: MemoryOptions) -> None:
     parts = model.parts()
     kinds = {name: type(parts[name]).__name__ for name in model.denoisers}
-    if options.tiling and not _tiles(model):
+    if options.tiling and not tiles(model):
         raise KSGenError(f"The VAE of {model.folder}, {type(parts['vae']).__name__}, cannot work on tiles.")
     for name, kind in kinds.items():
         if options.first_block_cache and not hasattr(parts[name], "enable_cache"):
@@ -327,7 +238,8 @@ def _check_gpus(gpus: int, device: torch.device) -> None:
         raise KSGenError(f"A clip is split over GPUs, and the device is {device}. Use one process.")
 
 
-def _tiles(model: Any) -> bool:
+def tiles(model: Any) -> bool:
+    """Whether the model's VAE can work on tiles."""
     return hasattr(model.parts().get("vae"), "use_tiling")  # `enable_tiling` also have those that cannot
 
 

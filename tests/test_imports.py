@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 NOUNS = {"types", "errors", "orders", "pixels", "checkpoints", "checkpoints_diffusers"}
-NOUNS |= {"memory", "sampling_diffusers", "residence_diffusers", "lora_diffusers"}
+NOUNS |= {"memory", "sampling_diffusers", "residence_diffusers", "ladder_diffusers", "lora_diffusers"}
 STAGES = {"retrieval", "planning", "keysteps", "clips"}
 FOLDER = {"storyboard", "sheet", "video", "film"}
 HOST = {"folder_paths", "server", "nodes", "execution"}
@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "memory": {"errors"},
     "sampling_diffusers": set(),
     "residence_diffusers": {"errors", "memory", "checkpoints_diffusers"},
+    "ladder_diffusers": {"errors", "memory", "residence_diffusers"},
     "lora_diffusers": {"errors", "checkpoints", "checkpoints_diffusers"},
     "cache_entry": {"errors"},
     "cache": NOUNS | {"cache_entry"},

@@ -10,8 +10,9 @@ from torch import nn
 
 from ksgen_core import build
 from ksgen_core.errors import KSGenError
+from ksgen_core.ladder_diffusers import climb, in_halves, out_of_memory, with_ladder
 from ksgen_core.memory import MemoryOptions
-from ksgen_core.residence_diffusers import OneByOne, climb, in_halves, out_of_memory, settle, size_of, with_ladder
+from ksgen_core.residence_diffusers import OneByOne, settle, size_of
 
 
 def clip_model():

@@ -56,7 +56,7 @@ def test_it_is_kept_in_the_clips_file(tmp_path):
 @pytest.mark.parametrize("last", [False, True])
 def test_ltx2_is_heard_as_long_as_it_is_seen(last):
     model = ClipModel.load(tiny_ltx2.folder())
-    settings = RenderSettings(updates=2, guidance=1.0, frames=17, last_frame=last)
+    settings = RenderSettings(updates=2, guidance=1.0, frames=17, to_next=last)
     events = list(render_clip(model, picture(1, 64, 64), PLAN, 0, settings, picture(2, 64, 64) if last else None))
     made = events[-1].clip
     assert made.sound.rate == tiny_ltx2.RATE and made.sound.samples.dtype == torch.float32

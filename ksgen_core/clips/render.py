@@ -17,8 +17,8 @@ from torch import Tensor
 
 from .. import pixels
 from ..errors import KSGenError
+from ..ladder_diffusers import with_ladder
 from ..pipeline import Fallback, StepClip, Update
-from ..residence_diffusers import with_ladder
 from ..types import Plan, with_seeds
 from .families import check_frames, legal_frames
 from .settings import Defaults, RenderSettings

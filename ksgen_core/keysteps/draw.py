@@ -16,8 +16,8 @@ from torch import Tensor
 
 from .. import pixels
 from ..errors import KSGenError
+from ..ladder_diffusers import in_halves, with_ladder
 from ..pipeline import Fallback, KeyImage, Update
-from ..residence_diffusers import in_halves, with_ladder
 from ..sampling_diffusers import State, foreseen
 from ..types import KeyStep, Plan, with_seeds
 from .policies import DrawSettings, resolve_policy

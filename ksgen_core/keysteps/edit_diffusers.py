@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from .. import pixels
 from ..checkpoints_diffusers import quietly
 from ..errors import KSGenError
+from ..ladder_diffusers import with_ladder
 from ..pipeline import Fallback, KeyImage, Update
-from ..residence_diffusers import with_ladder
 from ..sampling_diffusers import State, run_pipeline
 from ..types import Plan, with_seeds
 from .draw import PREVIEW_HEIGHT
