@@ -79,7 +79,8 @@ def options(found: dict[str, Any]) -> str:
         "`largest` and `mean` are the difference from `none` in 8-bit values. On a processor the weights are in main "
         "memory wherever they are said to be, so that offload saves nothing there: it costs the time of its hooks and "
         "copies; 8-bit weights save what the backbone takes, but not while it is read. The embedded models are small "
-        f"beside the libraries.\n\nNot for these models or this machine:\n\n{lines or '- nothing'}"
+        "beside the libraries, and their pictures too small for tiles.\n\n"
+        f"Not for these models or this machine:\n\n{lines or '- nothing'}"
     )
 
 
@@ -100,7 +101,7 @@ def full(found: dict[str, Any]) -> str:
     lines = "\n".join(refused)
     return (
         f"{title}{markdown(header, rows)}\n\nRandom weights in bfloat16, the texts' embeds random too: no text encoder "
-        "but SDXL's. Seconds an update: the median of a few; seconds a clip: what was spent beside them and as many "
+        "but SDXL's. Seconds an update: the mean of a few; seconds a clip: what was spent beside them and as many "
         f"updates as the family has by default.\n\nNot for these models or this machine:\n\n{lines or '- nothing'}"
     )
 

@@ -138,7 +138,7 @@ def _work(made: Any, model: Model, tiny: bool, updates: int) -> tuple[Iterator[A
         given, none = (
             Condition(drawn(count, length, width), drawn(count, pooled), drawn(count, tokens, width)) for _ in range(2)
         )
-        settings = complete(made, DrawSettings("text_only", updates=updates))
+        settings: Any = complete(made, DrawSettings("text_only", updates=updates))
         usual = complete(made, DrawSettings("text_only")).updates
         plan = Plan("make", tuple(KeyStep("do", seed=k) for k in range(count)))
         events = draw_batch(made, range(count), plan, given, none, settings)

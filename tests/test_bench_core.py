@@ -68,6 +68,8 @@ def test_an_option_leaves_its_picture_or_says_why_not(tmp_path):
     assert torch.equal(torch.load(tmp_path / "none"), torch.load(tmp_path / "layers"))
     assert "flash" in option("flash", attention="flash")["refused"]
     assert not (tmp_path / "flash").exists()
+    found = core_child.option("key images", {"offload": "none", "attention": "native"}, "", 2, 5, "cpu")
+    assert "UNet2DConditionModel" in found["refused"]
 
 
 @pytest.mark.parametrize("name", full_size.MODELS)
