@@ -128,6 +128,7 @@ def bare(name: str, guidance: float, first, last=None, text=TEXTS[1], negative="
 def ltx2_guidance(name: str, guidance: float) -> dict[str, object]:
     full = name == "ltx2.3" and guidance > 1
     values = {"audio_guidance_scale": 7.0 if full else guidance, "spatio_temporal_guidance_blocks": [28]}
+    values["use_cross_timestep"] = name == "ltx2.3"
     for of in ("", "audio_"):
         values |= {f"{of}stg_scale": 1.0 * full, f"{of}modality_scale": 3.0 if full else 1.0}
         values |= {f"{of}guidance_rescale": 0.7 * full}
@@ -153,6 +154,19 @@ def test_a_clip_ends_in_a_picture_as_in_the_pipelines_own_call(name):
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
     assert not ours.equal(frames(model, settings=settings, ends={1: image(10)}))
     assert not ours.equal(frames(model, settings=replace(settings, to_next=False)))
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("to_next", [False, True])
+@pytest.mark.parametrize("name", ["ltx2", "ltx2.3"], indirect=True)
+def test_picture_and_sound_look_at_each_other_as_each_ltx2_was_trained(name, to_next, guidance):
+    """By the other's own timestep since 2.3 (diffusers' `use_cross_timestep`); LTX-2 by the one that looks."""
+    model, seen = ClipModel.load(case(name).folder), []
+    model.pipe.transformer.register_forward_pre_hook(
+        lambda _, args, given: seen.append(given.get("use_cross_timestep", False)), with_kwargs=True
+    )
+    frames(model, settings=fast(name, guidance=guidance, to_next=to_next), ends={1: image(9)})
+    assert seen and set(seen) == {name == "ltx2.3"}
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in ENDING], indirect=True)

@@ -155,18 +155,23 @@ def _row(model: ClipModel, height: int, width: int) -> int:
 
 
 def _ltx2_arguments(model: ClipModel, shot: Shot) -> dict[str, Any]:
+    newer = bool(model.pipe.transformer.config.cross_attn_mod)
     if shot.guidance == 1:
         guided = {**PLAIN, "audio_guidance_scale": 1.0}
-    elif model.pipe.transformer.config.cross_attn_mod:
+    elif newer:
         guided = GUIDED_2_3
     else:
         guided = {**PLAIN, "audio_guidance_scale": shot.guidance}
+    known = inspect.signature(type(model.pipe).__call__).parameters
     # In 8 bits, since the pipeline compresses given pictures as the films were that the model was trained on.
     first = pixels.to_pil(shot.image)
     return {
         **_common(model, shot),
         **_noise_to_decode(model),
         **guided,
+        # By which timestep picture and sound look at each other: since 2.3 by the other's, which newer versions of
+        # diffusers take for granted and older ones do not know.
+        **({"use_cross_timestep": newer} if "use_cross_timestep" in known else {}),
         **({"image": first} if shot.last is None else {"conditions": _two_ends(first, pixels.to_pil(shot.last))}),
     }
 
