@@ -190,10 +190,11 @@ def full(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if unknown := [name for name in models if name not in full_size.MODELS]:
         raise KSGenError(f"{unknown[0]} is not measured in full size. Choose of {', '.join(full_size.MODELS)}.")
     common = {"device": args.device, "tiny": args.tiny, "updates": max(2, args.updates or (2 if args.tiny else 4))}
-    return {
+    found = {
         model: {name: child("full", model=model, options=OPTIONS[name], **common) for name in chosen}
         for model in models
     }
+    return {"scaled_down": args.tiny, "models": found}
 
 
 def child(job: str, **arguments: Any) -> dict[str, Any]:

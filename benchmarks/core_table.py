@@ -85,12 +85,12 @@ def options(found: dict[str, Any]) -> str:
 
 
 def full(found: dict[str, Any]) -> str:
-    title = "## Models of full size\n\n"
+    title = "## Models of full size" + (", scaled down" if found.get("scaled_down") else "") + "\n\n"
     if "not_measured" in found:
         return f"{title}These were not measured: {found['not_measured']}."
     header = ["model", "option", "backbone", "work", "seconds an update", "seconds a clip or image", "peak, GB"]
     rows, refused = [], []
-    for model, by_name in found.items():
+    for model, by_name in found["models"].items():
         for name, one in by_name.items():
             if "refused" in one:
                 refused.append(f"- {model}, {name}: {one['refused']}")

@@ -113,9 +113,9 @@ def test_every_measure_has_its_table():
             "memory": {name: {"peak_mb": 900.0} for name in ("key images", "clips", "whole", "both")}
             | {"weights_mb": {"key images": 300.0, "clips": 400.0}, "ratio": 1.04},
             "options": {"clips": {"none": option, "attention flash": refused}},
-            "full": {"Wan 2.2 14B": {"none": full, "attention flash": refused}},
+            "full": {"scaled_down": True, "models": {"Wan 2.2 14B": {"none": full, "attention flash": refused}}},
         }
     )
-    assert "1.040 times" in page and "| sum" not in page
+    assert "1.040 times" in page and "of full size, scaled down" in page
     assert "14.30 B | 81 frames | 2.500 | 99.000 | 70.0 |" in page
     assert "- clips, attention flash: flash-attn" in page and "- Wan 2.2 14B, attention flash: flash-attn" in page
