@@ -6,11 +6,13 @@ Argument: a base folder with the pack. Prints what the host's log tells, and whe
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib
 import json
 import logging
 import os
 import sys
+import weakref
 
 base = sys.argv[1]
 sys.argv = ["main.py", "--cpu", "--base-directory", base]
@@ -91,6 +93,19 @@ def where_it_lies(state: memory.VRAMState) -> list[str]:
         memory.vram_state, memory.get_free_memory = before
 
 
+def gone_before_the_next_are_loaded() -> bool:
+    """Whether models that nobody holds have left main memory by then, though Python did not look for rings itself."""
+    gc.disable()
+    try:
+        clip(models := new_models())
+        weight = weakref.ref(next(models.clips().parts()["transformer"].parameters()))
+        del models
+        new_models().clips()
+        return weight() is None
+    finally:
+        gc.enable()
+
+
 report: dict = {}
 with torch.inference_mode():
     clip_before, pictures_before = clip(new_models()), pictures(new_models())
@@ -118,6 +133,7 @@ with torch.inference_mode():
     same = bool((pictures(models) - pictures_before).abs().max() < 1.5 / 255)
     report["halves"] = {"same": same, "told": [line for line in lines if "memory ran out" in line]}
     states = (memory.VRAMState.NORMAL_VRAM, memory.VRAMState.LOW_VRAM, memory.VRAMState.NO_VRAM)
+    report["gone"] = gone_before_the_next_are_loaded()
     report["lies"] = {state.name: where_it_lies(state) for state in states}
 print()
 print(json.dumps(report))

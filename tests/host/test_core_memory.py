@@ -252,6 +252,10 @@ def test_a_component_is_loaded_whole_where_there_is_little_memory(ran_out):
     assert ran_out["lies"] == dict.fromkeys(("NORMAL_VRAM", "LOW_VRAM", "NO_VRAM"), ["meta"])
 
 
+def test_models_that_nobody_holds_are_gone_before_others_are_loaded(ran_out):
+    assert ran_out["gone"] is True
+
+
 def test_pictures_that_do_not_fit_together_are_drawn_in_halves_in_the_host(ran_out):
     assert ran_out["halves"]["same"] is True
     assert len(ran_out["halves"]["told"]) == 1 and ran_out["halves"]["told"][0].startswith("draw, step 2, 3")

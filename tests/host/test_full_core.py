@@ -76,7 +76,7 @@ def headless(core_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
         settings |= {key: case[key] for key in ("negative", "fps") if key in case}
         if "width" in case:
             settings["size"] = [case["height"], case["width"]]
-        settings["last_frame"] = case.get("to_next", False)
+        settings["to_next"] = case.get("to_next", False)
         clip = {"clip_folder": str(models / "diffusers/video" / kind)}
         jobs[named(name)] = job("clips", case.get("plan", PLAN), files[:2], settings, clip)
         if "end_image" in case:
