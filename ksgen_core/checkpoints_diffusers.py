@@ -26,8 +26,9 @@ LIBRARY_ERRORS = (OSError, ValueError, TypeError, KeyError, RuntimeError, NotImp
 def check_folder(folder: Path, what: str, needed: Sequence[str], weights: Sequence[str]) -> str:
     """The pipeline class that the folder names, after a look at its files.
 
-    `needed` must exist; in each folder of `weights` that is there, the safetensors files must be whole. Raises
-    `KSGenError` for the first file that is not so; `what` says in it what the folder should be.
+    `needed` must exist; in each folder of `weights` that is there, the safetensors files must be whole, and none of
+    those that an index names may be missing. Only headers are read. Raises `KSGenError` for the first file that is not
+    so; `what` says in it what the folder should be.
     """
     if not folder.is_dir():
         raise KSGenError(f"The folder {folder} is missing. It should be {what}: choose a models folder that has it.")
@@ -40,7 +41,23 @@ def check_folder(folder: Path, what: str, needed: Sequence[str], weights: Sequen
             raise KSGenError(f"{folder / part} holds no .safetensors weights. Get that part again, as safetensors.")
         for file in files:
             read_metadata(file)
+        _check_shards(folder / part, {file.name for file in files})
     return str(read_json(folder / "model_index.json").get("_class_name") or "pipeline without a name")
+
+
+def _check_shards(part: Path, files: set[str]) -> None:
+    """Raise `KSGenError` if weights in several files lack one of these, or the index that names them."""
+    kind = variant(part)
+    end = f".safetensors.index.{kind}.json" if kind else ".safetensors.index.json"
+    indexes = sorted(part.glob(f"*{end}"))
+    for index in indexes:
+        named = read_json(index).get("weight_map")
+        if not isinstance(named, dict) or not named:
+            raise KSGenError(f"{index} names no weights. Get that file again.")
+        if lacking := sorted(set(map(str, named.values())) - files):
+            raise KSGenError(f"{part / lacking[0]} is missing, which {index.name} names. Get that part again.")
+    if not indexes and files and all("-of-" in name for name in files):
+        raise KSGenError(f"{part} lacks the file *{end}, which says where its weights are. Get that part again.")
 
 
 def read_parts(folder: Path, classes: Mapping[str, type], dtype: torch.dtype) -> dict[str, nn.Module | None]:

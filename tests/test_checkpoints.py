@@ -22,6 +22,7 @@ from ksgen_core.checkpoints import (
     write_atomically,
     write_folder,
 )
+from ksgen_core.checkpoints_diffusers import check_folder
 from ksgen_core.errors import KSGenError
 
 KIND = "ksgen.test/1"
@@ -182,3 +183,35 @@ def test_a_full_disk_is_reported_and_leaves_nothing_behind(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "cannot be written" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["", ".fp16"])
+def test_weights_in_several_files_are_all_there_and_whole(tmp_path, kind):
+    part = tmp_path / "unet"
+    part.mkdir()
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "A"}))
+    names = [f"model{kind}-{n:05}-of-00002.safetensors" for n in (1, 2)]
+    for n, name in enumerate(names):
+        save_file({f"w{n}": torch.rand(8)}, part / name)
+    index = part / f"model.safetensors.index{kind}.json"
+    named = json.dumps({"weight_map": {f"w{n}": name for n, name in enumerate(names)}})
+
+    def says(words):
+        with pytest.raises(KSGenError, match=words):
+            check_folder(tmp_path, "a folder", (), ("unet",))
+
+    says(r"unet lacks the file \*.safetensors.index")
+    for broken in ("{", "{}", '{"weight_map": []}'):
+        index.write_text(broken)
+        says(f"{index.name} (cannot be read|names no weights)")
+    index.write_text(named)
+    assert check_folder(tmp_path, "a folder", (), ("unet",)) == "A"
+    content = (part / names[1]).read_bytes()
+    (part / names[1]).write_bytes(content[:-4])
+    says(f"{names[1]} is cut off")
+    (part / names[1]).unlink()
+    says(f"{names[1]} is missing, which {index.name} names")
+    if kind:  # an index of other files is not what is read
+        (part / names[1]).write_bytes(content)
+        (part / "model.safetensors.index.json").write_text(named.replace(kind, ""))
+        assert check_folder(tmp_path, "a folder", (), ("unet",)) == "A"

@@ -57,10 +57,6 @@ def check(folder: Path) -> Family:
     plain = [name for name in PLAIN if index.get(name, [None, None])[1] is not None]
     needed = ["scheduler/scheduler_config.json", *plain, *(f"{part}/config.json" for part in family.parts)]
     check_folder(folder, what, needed, tuple(family.parts))
-    for name in family.parts:
-        if not any((folder / name).glob("*.safetensors")):
-            raise KSGenError(f"{folder / name} holds no .safetensors weights. Get that part again, as safetensors.")
-        _check_shards(folder / name)
     classes = {name: (path.split(".")[1],) for name, path in family.parts.items()}
     classes |= {**PLAIN, "scheduler": SCHEDULERS}
     for name, entry in index.items():
@@ -72,14 +68,6 @@ def check(folder: Path) -> Family:
                 f"{' or '.join(classes.get(name, ('nothing',)))}. Get the folder again from where the model is from."
             )
     return family
-
-
-def _check_shards(part: Path) -> None:
-    """Raise `KSGenError` if weights in several files lack one of these."""
-    for index in part.glob("*.safetensors.index.json"):
-        for name in sorted(set(map(str, (read_json(index).get("weight_map") or {}).values()))):
-            if not (part / name).is_file():
-                raise KSGenError(f"{part / name} is missing, which {index.name} names. Get that part again.")
 
 
 def read_folder(folder: Path, family: Family, dtype: torch.dtype) -> Any:
