@@ -6,11 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import torch
-
 from .errors import KSGenError
 from .memory import LADDER, MemoryOptions
-from .residence_diffusers import Settled, free_now, settle, tiles
+from .residence_diffusers import Settled, free_now, out_of_memory, settle, tiles
 
 Event = TypeVar("Event")
 Item = TypeVar("Item")
@@ -56,6 +54,8 @@ def with_ladder(
         except Exception as error:
             if not out_of_memory(error):
                 raise
+            if hasattr(model, "settled") and model.settled.options.gpus > 1:
+                raise  # the other processes would wait for this one for ever
             reason = str(error).partition("\n")[0]
         # Outside the handler: the error's traceback holds the tensors that filled the memory.
         free_now(model.device)
@@ -90,13 +90,3 @@ def in_halves(
     yield tell("batch", f"at most {half} are made together")
     for part in (batch[:half], batch[half:]):
         yield from in_halves(model, part, work, tell)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether a device, or this process, has no memory left. Only accelerators have a class of error for it."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(
-        words in text for words in ("out of memory", "not enough memory", "can't allocate memory")
-    )

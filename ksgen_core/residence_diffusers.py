@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -96,8 +96,10 @@ def settle(model: Any, options: MemoryOptions, residence: Residence | None = Non
     options = _decided(options, parts, model.denoisers, device, hosted)
     _check(model, options)
     before: Settled | None = getattr(model, "settled", None)
-    for name in model.denoisers:
-        _unstream(parts[name])
+    # accelerate's hooks first: they hold the `forward` that diffusers' hooks had wrapped, and would put it back.
+    for part in parts.values():
+        remove_hook_from_module(part)
+        _unstream(part)
     if options.tiling:
         _tile(parts["vae"])
     if options.fp8 and not (before and before.options.fp8):
@@ -105,22 +107,42 @@ def settle(model: Any, options: MemoryOptions, residence: Residence | None = Non
             parts[name].enable_layerwise_casting(storage_dtype=FP8, compute_dtype=model.dtype)
     for name in model.denoisers:
         _speed_up(parts[name], name, options, before.options if before else MemoryOptions())
-    for part in parts.values():
-        remove_hook_from_module(part)
     if options.offload == "none" and not hosted:
-        for part in parts.values():
-            part.to(device)
+        _all_to(device, parts)
         mover = None
     else:
         mover = residence or OneByOne(device)
+        streams = streamed_parts({name: size_of(part) for name, part in parts.items()}, model.denoisers, device)
         for name, part in parts.items():
-            streamed = options.offload == "layers" and name in model.denoisers
+            streamed = options.offload == "layers" and name in streams
             if not hosted or streamed:
                 part.to("cpu")
             if streamed:
                 _stream(part, device)
             add_hook_to_module(part, _BeforeItWorks(mover, streamed))
     model.settled = Settled(options, mover, hosted)
+
+
+def _all_to(device: torch.device, parts: Mapping[str, nn.Module]) -> None:
+    try:
+        for part in parts.values():
+            part.to(device)
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        names = ", ".join(f"{name} {size_of(part) / 2**30:.1f} GB" for name, part in parts.items())
+        raise KSGenError(
+            f"The components do not fit on {device} together ({names}). Choose the offload 'parts', or 'auto'."
+        ) from error
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or this process, has no memory left. Only accelerators have a class of error for it."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    words = ("out of memory", "not enough memory", "can't allocate memory", "status_alloc_failed")  # cuBLAS and cuDNN
+    return isinstance(error, RuntimeError) and any(word in text for word in words)
 
 
 def free_now(device: torch.device | str) -> None:
@@ -202,9 +224,21 @@ def _decided(
     return replace(options, offload=where_it_fits(sizes, *memory))
 
 
+def streamed_parts(sizes: Mapping[str, int], denoisers: Sequence[str], device: torch.device) -> set[str]:
+    """Which components of these bytes come layer by layer when layers do: the backbone, and what alone has no room,
+    e.g. a text encoder of 24 GB."""
+    memory = free_memory(device)
+    room = math.inf if memory is None else memory[1] - _reserved(memory[1])
+    return {name for name, size in sizes.items() if name in denoisers or size > room}
+
+
+def _reserved(total: int) -> int:
+    return min(int(ROOM_TO_WORK * total), MOST_ROOM)
+
+
 def where_it_fits(sizes: Mapping[str, int], free: int, total: int) -> str:
     """The offload that `auto` means for components of these bytes, with so many bytes free of a device's total."""
-    room = free - min(int(ROOM_TO_WORK * total), MOST_ROOM)
+    room = free - _reserved(total)
     if sum(sizes.values()) <= room:
         return "none"
     return "parts" if max(sizes.values()) <= room else "layers"
@@ -287,7 +321,8 @@ def _speed_up(part: Any, name: str, options: MemoryOptions, before: MemoryOption
 
 
 def _stream(part: nn.Module, device: torch.device) -> None:
-    """diffusers' group offload: block after block comes to the device, the next one while this one works."""
+    """diffusers' group offload: block after block comes to the device, the next one while this one works; of models
+    of transformers, whose blocks it does not know, layer after layer."""
     import diffusers
     from diffusers.hooks import apply_group_offloading
 
@@ -298,7 +333,7 @@ def _stream(part: nn.Module, device: torch.device) -> None:
         part,
         onload_device=device,
         offload_device=torch.device("cpu"),
-        offload_type="block_level",
+        offload_type="block_level" if isinstance(part, diffusers.ModelMixin) else "leaf_level",
         num_blocks_per_group=1,
         use_stream=streams,
         # Pinning everything at once would take main memory as large as the backbone a second time.

@@ -80,14 +80,17 @@ def run_pipeline(pipe: Any, **call: Any) -> Generator[State, None, Any]:
             if kind == "result":
                 return value
             if kind == "error":
-                # The traceback's frames would keep the pipeline's tensors: an out-of-memory error holds the memory.
-                raise value
+                try:
+                    raise value
+                finally:
+                    del value  # its traceback has this frame: a ring that would hold all of the pipeline's tensors
             yield value
             del value
     finally:
         stopped.set()
         go_on.release()
         worker.join()
+        running.scheduler.watching = None
         for component in running.components.values():
             if hasattr(component, "_reset_stateful_cache"):
                 component._reset_stateful_cache()  # as a pipeline does at its end, which a stopped one does not reach
@@ -99,27 +102,43 @@ def watched(scheduler: Any, watch: Callable[[State], object], generator: Any = N
     What it draws comes from `generator`, unless the pipeline says one itself: flow pipelines forget it, and distilled
     LTX-Video draws new noise in every update.
     """
-    kind = type(scheduler)
-    takes_generator = generator is not None and "generator" in inspect.signature(kind.step).parameters
+    fresh = _watched_kind(type(scheduler)).from_config(scheduler.config)
+    # LTX-2 copies the scheduler for its sound: the copy, which is another object, is not what is watched.
+    fresh.watching = _Watching(id(fresh), watch, generator)
+    return fresh
+
+
+@dataclass
+class _Watching:
+    scheduler: int
+    watch: Callable[[State], object]
+    generator: Any
+    count: int = 0
+
+
+@functools.cache
+def _watched_kind(kind: type) -> type:
+    """Once for each kind: a class is a ring that only the garbage collector takes away, with all that it holds."""
+    takes_generator = "generator" in inspect.signature(kind.step).parameters  # type: ignore[attr-defined]
 
     class Watched(kind):
-        @functools.wraps(kind.step)
+        watching: _Watching | None = None
+
+        @functools.wraps(kind.step)  # type: ignore[attr-defined]
         def step(self, model_output, timestep, sample, *args, **kwargs):
-            if takes_generator and not args:
-                kwargs.setdefault("generator", generator)
+            watching = self.watching
+            if watching is not None and watching.generator is not None and takes_generator and not args:
+                kwargs.setdefault("generator", watching.generator)
             result = super().step(model_output, timestep, sample, *args, **kwargs)
-            # LTX-2 copies the scheduler for its sound: the copy is not what is watched.
-            if self is fresh:
-                counted.append(None)
+            if watching is not None and watching.scheduler == id(self):
+                watching.count += 1
                 latents = result[0] if isinstance(result, tuple) else result.prev_sample
                 clean = foreseen(self, model_output, sample, result, kwargs.get("per_token_timesteps"))
-                watch(State(len(counted), len(self.timesteps), latents, clean))
+                watching.watch(State(watching.count, len(self.timesteps), latents, clean))
             return result
 
     Watched.__name__ = Watched.__qualname__ = kind.__name__  # pipelines and logs look at the name
-    counted: list[None] = []
-    fresh = Watched.from_config(scheduler.config)
-    return fresh
+    return Watched
 
 
 def foreseen(
@@ -153,7 +172,7 @@ def foreseen(
 def _surroundings() -> Callable[[], contextlib.AbstractContextManager[None]]:
     """What torch keeps for each thread, as it is in this one: no gradients, inference mode, the current device."""
     inference, gradients = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
-    device = torch.cuda.current_device() if torch.cuda.is_available() else None
+    device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
 
     @contextlib.contextmanager
     def surroundings() -> Iterator[None]:

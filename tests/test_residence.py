@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers.hooks.group_offloading import ModuleGroup
 from tiny_clips import FAST, picture
 from tiny_clips import render as render_tiny
 from torch import nn
 
-from ksgen_core import build
+from ksgen_core import build, residence_diffusers
 from ksgen_core.errors import KSGenError
 from ksgen_core.ladder_diffusers import climb, in_halves, out_of_memory, with_ladder
 from ksgen_core.memory import MemoryOptions
-from ksgen_core.residence_diffusers import OneByOne, settle, size_of
+from ksgen_core.residence_diffusers import OneByOne, settle, size_of, streamed_parts
 
 
 def clip_model():
@@ -130,6 +131,7 @@ def test_out_of_memory_is_told_from_other_errors():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60)
     assert out_of_memory(caught.value)
+    assert out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
     assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
     with pytest.raises(RuntimeError) as caught:
         torch.zeros(2) + torch.zeros(3)
@@ -182,12 +184,53 @@ def test_other_errors_go_through_untouched():
     assert not model.settled.options.tiling
 
 
-def test_options_can_be_raised_on_a_model_that_has_some(bare):
+def loads_of_each_group(model) -> list[int]:
+    """How many of diffusers' groups bring the same modules to the device in one pass, for each set of modules."""
+    groups: dict[tuple[int, ...], set[int]] = {}
+    before = ModuleGroup.onload_
+
+    def note(self):
+        groups.setdefault(tuple(id(module) for module in self.modules), set()).add(id(self))
+        return before(self)
+
+    ModuleGroup.onload_ = note
+    try:
+        render(model, [0])
+    finally:
+        ModuleGroup.onload_ = before
+    return [len(found) for found in groups.values()]
+
+
+def test_options_can_be_raised_and_taken_back_and_leave_nothing_behind(bare):
     model = settled(offload="layers")
+    assert set(loads_of_each_group(model)) == {1}
     settle(model, MemoryOptions(offload="layers", fp8=True))
+    assert set(loads_of_each_group(model)) == {1}
     assert (render(model, [0])[0] - bare).abs().mean() < 0.02
+    settle(model, MemoryOptions(offload="parts", fp8=True))
+    assert loads_of_each_group(model) == []
     settle(model, MemoryOptions(offload="none", fp8=True))
-    render(model, [0])
+    assert not any(hasattr(part, "_hf_hook") for part in model.parts().values())
+
+
+def test_a_component_that_alone_has_no_room_comes_layer_by_layer_too(bare, monkeypatch):
+    gb = 2**30
+    sizes = {"text_encoder": 24 * gb, "transformer": 4 * gb, "vae": gb}
+    monkeypatch.setattr(residence_diffusers, "free_memory", lambda _: (23 * gb, 24 * gb))
+    assert streamed_parts(sizes, ("transformer",), torch.device("cpu")) == {"text_encoder", "transformer"}
+    # Ours has none of that size: a device of a few bytes, on which all are too large.
+    monkeypatch.setattr(residence_diffusers, "free_memory", lambda _: (1, 1))
+    model = settled(offload="layers")
+    assert len(loads_of_each_group(model)) > 20  # also the text encoder's and the VAE's layers
+    assert render(model, [0])[0].equal(bare)
+
+
+def test_components_that_do_not_fit_together_are_named():
+    model = clip_model()
+    kind = type(model.pipe.vae)
+    model.pipe.vae.__class__ = type(kind.__name__, (kind,), {"to": lambda *_: torch.empty(2**60)})
+    with pytest.raises(KSGenError, match="do not fit on cpu together.*vae 0.0 GB.*'parts'"):
+        settle(model, MemoryOptions(offload="none"))
 
 
 def test_several_gpus_need_as_many_processes():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 
 import pytest
 import torch
+from diffusers import SchedulerMixin
 from tiny_clips import clip_model, picture
 
 from ksgen_core.sampling_diffusers import run_pipeline
@@ -93,6 +96,45 @@ def test_it_works_only_while_it_is_waited_for(pipe):
 def test_an_error_of_the_pipeline_comes_out_where_it_is_iterated(pipe):
     with pytest.raises(ValueError, match="height"):
         drain(run_pipeline(pipe, **call(pipe, height=33)))
+
+
+def test_nothing_of_a_run_stays_in_memory_whether_it_ends_is_stopped_or_fails(pipe):
+    """With the garbage collector off: what is left then is held by a ring, on a device until it happens to run."""
+    seen = []
+
+    def note(_module, _args, output):
+        seen.append(weakref.ref(output[0]))
+
+    def whole():
+        drain(run_pipeline(pipe, **call(pipe)))
+
+    def stopped():
+        events = run_pipeline(pipe, **call(pipe))
+        next(events)
+        events.close()
+
+    def failed():
+        hook = pipe.vae.decoder.register_forward_pre_hook(lambda *_: torch.empty(2**60))
+        with pytest.raises(RuntimeError, match="memory"):
+            drain(run_pipeline(pipe, **call(pipe)))
+        hook.remove()
+
+    hook = pipe.transformer.register_forward_hook(note)
+    before = count_schedulers()
+    gc.disable()
+    try:
+        for run in (whole, stopped, whole, failed):
+            run()
+        alive = [ref() is not None for ref in seen]
+        schedulers = count_schedulers() - before
+    finally:
+        gc.enable()
+        hook.remove()
+    assert not any(alive) and schedulers <= 0
+
+
+def count_schedulers() -> int:
+    return sum(isinstance(thing, SchedulerMixin) for thing in gc.get_objects())
 
 
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
