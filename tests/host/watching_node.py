@@ -39,10 +39,11 @@ def entries() -> list[str]:
     return [one.model.model.__class__.__name__ for one in memory.current_loaded_models if one.model is not None]
 
 
-def tensor_bytes() -> int:
-    """Of all tensors that Python knows, each storage once."""
+def tensors() -> tuple[int, int]:
+    """How many different tensors Python knows, and their bytes."""
     storages = [one.untyped_storage() for one in gc.get_objects() if type(one) in (torch.Tensor, torch.nn.Parameter)]
-    return sum({one.data_ptr(): one.nbytes() for one in storages}.values())
+    sizes = {one.data_ptr(): one.nbytes() for one in storages}
+    return len(sizes), sum(sizes.values())
 
 
 def on_load(models, memory_required=0, *rest, **more):
@@ -87,7 +88,7 @@ async def tell(_request):
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     status = Path("/proc/self/status").read_text()
     more = {"now_loaded": entries(), "threads": [one.name for one in threading.enumerate()]}
-    more["tensor_bytes"] = tensor_bytes()
+    more["tensors"], more["tensor_bytes"] = tensors()
     more["bytes"] = int(status.split("VmRSS:")[1].split()[0]) * 1024
     return web.json_response(seen | more)
 
