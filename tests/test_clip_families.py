@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import diffusers
 import pytest
@@ -19,8 +22,10 @@ from tiny_clips import PLAN, TEXTS, picture
 
 from ksgen_core import pixels
 from ksgen_core.checkpoints_diffusers import quietly
+from ksgen_core.clips.checks import check_settings, own_size, side_multiple
 from ksgen_core.clips.clip_diffusers import WAYS, ClipModel
 from ksgen_core.clips.families import FAMILIES, check_frames, family_of, legal_frames
+from ksgen_core.clips.files_diffusers import check_clip_folder
 from ksgen_core.clips.render import clip_size, render_clip, render_clips
 from ksgen_core.clips.settings import RenderSettings
 from ksgen_core.errors import KSGenError
@@ -364,6 +369,59 @@ def test_stable_video_diffusion_is_told_the_rate_and_takes_no_text():
         render_clip(model, image, PLAN, 0, fast(model, negative="dark"))
     with pytest.raises(KSGenError, match="has 14 frames, got 25. The nearest is 14"):
         render_clip(model, image, PLAN, 0, fast(model, frames=25))
+
+
+# --- what is said before anything is loaded
+
+
+def refusal(ask) -> str | None:
+    try:
+        ask()
+    except KSGenError as error:
+        return str(error)
+    return None
+
+
+def test_sizes_are_known_from_configs_alone(kind):
+    model = model_of(kind)
+    assert side_multiple(model.family, folder(kind)) == model.side_multiple
+    assert own_size(model.family, folder(kind)) == model.own_size
+
+
+def test_what_cannot_be_rendered_is_said_before_loading_as_after(kind):
+    model, image = model_of(kind), picture(4, 32, 32)
+    unit, (height, width) = model.side_multiple, model.own_size or (32, 32)
+    asked = [{"negative": "dark"}, {"to_next": True}, {"frames": 3}, {"frames": model.family.frames}]
+    asked += [{"size": size} for size in ((height, width), (height + unit, width), (height, width + unit // 2))]
+    refused = 0
+    for wish in asked:
+        settings = fast(model, **wish)
+        before = refusal(lambda settings=settings: check_settings(model.family, folder(kind), settings))
+        after = refusal(lambda settings=settings: render_clip(model, image, PLAN, 1, settings, picture(9, 32, 32)))
+        assert before == after, wish
+        refused += before is not None
+    assert refused >= 2
+
+
+def test_a_folder_is_checked_without_loading_it(kind, tmp_path):
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom ksgen_core.clips.checks import check_settings\n"
+        "from ksgen_core.clips.files_diffusers import check_clip_folder\n"
+        "from ksgen_core.clips.settings import RenderSettings\n"
+        f"folder = Path({str(folder(kind))!r})\nfamily = check_clip_folder(folder)\n"
+        "check_settings(family, folder, RenderSettings())\nprint(family.name, 'torch' in sys.modules)"
+    )
+    root = Path(__file__).resolve().parent.parent
+    run = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == f"{kind} False"
+    copy = shutil.copytree(folder(kind), tmp_path / "clips")
+    (copy / "ksgen.json").write_text('{"steps": 3}')
+    with pytest.raises(KSGenError, match="unknown field"):
+        check_clip_folder(copy)
+    (copy / "ksgen.json").unlink()
+    edit(copy / "model_index.json", scheduler=["my_module", "Scheduler"])
+    with pytest.raises(KSGenError, match=r"names my_module.Scheduler as scheduler, which is not known"):
+        check_clip_folder(copy)
 
 
 # --- what is broken

@@ -19,7 +19,9 @@ from tiny_clips import PLAN, TEXTS, picture, weights
 
 from ksgen_core import pixels
 from ksgen_core.checkpoints_diffusers import quietly
+from ksgen_core.clips.checks import check_settings, own_size, side_multiple
 from ksgen_core.clips.clip_diffusers import ClipModel
+from ksgen_core.clips.files_diffusers import check_clip_folder
 from ksgen_core.clips.render import clip_size, render_clip, render_clips
 from ksgen_core.clips.settings import RenderSettings
 from ksgen_core.errors import KSGenError
@@ -314,6 +316,20 @@ def test_noise_of_every_update_goes_by_the_seed(name, tmp_path):
     once = frames(model, settings=fast(name, updates=3))
     assert frames(model, settings=fast(name, updates=3)).equal(once)
     assert not frames(model_of(name), settings=fast(name, updates=3)).equal(once)
+
+
+def test_what_cannot_be_rendered_is_said_before_loading(name):
+    model = model_of(name)
+    family, folder, unit = model.family, case(name).folder, model.side_multiple
+    assert check_clip_folder(folder) == family
+    assert side_multiple(family, folder) == unit and own_size(family, folder) is None
+    check_settings(family, folder, fast(name, size=(2 * unit, unit), to_next=family.last_frame))
+    for wish, says in (({"size": (unit, unit + 1)}, f"multiples of {unit} pixels"), ({"frames": 3}, "got 3")):
+        with pytest.raises(KSGenError, match=says):
+            check_settings(family, folder, fast(name, **wish))
+    if not family.last_frame:
+        with pytest.raises(KSGenError, match="cannot end a clip"):
+            check_settings(family, folder, fast(name, to_next=True))
 
 
 @pytest.mark.parametrize("size", [(64, 64), (48, 96), (40, 200), (300, 300), (96, 51), (80, 48)])

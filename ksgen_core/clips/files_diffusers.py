@@ -18,8 +18,8 @@ from ..checkpoints_diffusers import (
     save_transformers_part,
 )
 from ..errors import KSGenError
-from .families import Family
-from .settings import DEFAULTS_FILE
+from .families import Family, family_of
+from .settings import DEFAULTS_FILE, read_own
 
 if TYPE_CHECKING:
     import torch
@@ -91,6 +91,17 @@ GUIDERS = ("ClassifierFreeGuidance",)
 """Those of diffusers, beside its schedulers."""
 LIBRARIES = {"diffusers": "diffusers", "ltx2": "diffusers.pipelines.ltx2", "transformers": "transformers"}
 """Where the libraries' names in a folder stand for."""
+
+
+def check_clip_folder(folder: Path) -> Family:
+    """The family of a folder that holds all that `ClipModel.load` reads, as far as headers and small files tell.
+
+    Loads nothing. Raises `KSGenError` for the first file that is missing, not whole or of a class that is not known.
+    """
+    family = family_of(folder)
+    check(folder, family)
+    read_own(folder)
+    return family
 
 
 def check(folder: Path, family: Family) -> dict[str, tuple[str, str]]:

@@ -20,6 +20,7 @@ from ..errors import KSGenError
 from ..ladder_diffusers import with_ladder
 from ..pipeline import Fallback, StepClip, Update
 from ..types import Plan, with_seeds
+from .checks import check_size, check_wishes
 from .families import check_frames, legal_frames
 from .settings import Defaults, RenderSettings
 from .ways import Shot
@@ -66,8 +67,7 @@ def render_clips(
         raise ValueError(f"the plan has steps 0..{len(plan.steps) - 1}, got {wrong}")
     if len(images) != len(steps):
         raise ValueError(f"every step needs its key image, got {len(images)} for {len(steps)} steps")
-    if settings.negative and not model.family.text:
-        raise KSGenError(f"{model.family.name} takes no text, so none to stay away from. Leave the negative text out.")
+    check_wishes(model.family, settings)
     images = [pixels.one_picture(image) for image in images]
     ends = _ends(model, images, plan, steps, settings, ends or {})
     plan, chosen = with_seeds(plan, 0), model.defaults.over(settings)
@@ -94,13 +94,7 @@ def clip_size(model: ClipModel, image: Tensor, size: tuple[int, int] | None = No
     multiple, (height, width) = model.side_multiple, image.shape[-3:-1]
     only = model.own_size or model.way.bucket(model.pipe, height, width)
     if size is not None:
-        if any(side % multiple for side in size) or size != (only or size):
-            what = f"is {only[1]}x{only[0]}" if only else f"has sides that are multiples of {multiple} pixels"
-            nearest = only or tuple(max(1, round(side / multiple)) * multiple for side in size)
-            raise KSGenError(
-                f"A clip of this {model.family.name} {what}, got {size[1]}x{size[0]}. Ask for "
-                f"{nearest[1]}x{nearest[0]}, or for no size."
-            )
+        check_size(model.family, size, multiple, only)
         return size
     if only:
         return only
@@ -141,10 +135,6 @@ def _ends(
 ) -> Mapping[int, Tensor]:
     """The pictures that clips end in, by step: none, unless that is wanted or the family cannot do without."""
     family = model.family
-    if settings.to_next and not family.last_frame:
-        raise KSGenError(
-            f"{family.name} cannot end a clip in a given picture. Turn the last frame off, or choose a model that can."
-        )
     if not settings.to_next and not family.needs_last_frame:
         return {}
     by_step = dict(zip(steps, images, strict=True))
