@@ -65,11 +65,11 @@ OPTIONS = {
     "parts": MemoryOptions(offload="parts"),
     "layers": MemoryOptions(offload="layers"),
     "tiling": MemoryOptions(tiling=True),
-    "attention": MemoryOptions(attention="native"),
+    "attention": MemoryOptions(attention="_native_math"),
     "fp8": MemoryOptions(fp8=True),
     "first block cache": MemoryOptions(first_block_cache=0.05),
 }
-LIKE_NONE = ("parts", "layers", "tiling", "attention")
+LIKE_NONE = ("parts", "layers", "tiling")
 """Options that leave the numbers as they are; the pictures here are smaller than a tile."""
 
 
@@ -100,7 +100,10 @@ def models_of(stage: str, kind: str, folder: Path | None = None, **more) -> buil
 
 def one_stage(models: build.Models, stage: str, kind: str) -> torch.Tensor:
     """A key image, or a clip."""
-    model = getattr(models, stage)()
+    return made_by(getattr(models, stage)(), stage)
+
+
+def made_by(model, stage: str) -> torch.Tensor:
     if stage == "key_steps":
         events = draw_key_steps(model, picture(2, 96, 96), PLAN, [1], DrawSettings(updates=3))
         return next(event.image for event in events if isinstance(event, KeyImage))
@@ -181,17 +184,33 @@ def test_with_each_memory_option(stage, kind, option):
     """The same, nearly the same, or refused by name before any work."""
     models = models_of(stage, kind, memory=OPTIONS[option])
     if kind in REFUSED.get(option, ()):
-        with pytest.raises(
-            KSGenError, match={"attention": "attention", "tiling": "tiles"}.get(option, "FirstBlockCache")
-        ):
+        with pytest.raises(KSGenError, match=WORDS[option]):
             one_stage(models, stage, kind)
         return
-    got, before = one_stage(models, stage, kind), plain(stage, kind)
+    model = getattr(models, stage)()
+    check_turned_on(model, kind, option)
+    got, before = made_by(model, stage), plain(stage, kind)
     assert got.isfinite().all()
     if option in LIKE_NONE and not (option == "tiling" and kind in SMALL_TILES):
         assert got.equal(before)
-    elif option != "first block cache":
+    elif option == "attention":
+        assert (got - before).abs().max() < 1.5 / 255
+    elif option != "first block cache":  # random weights may have no update that changes little
         assert not got.equal(before) and (got - before).abs().mean() < 0.1
+
+
+def check_turned_on(model, kind: str, option: str) -> None:
+    """That diffusers' own objects say that the option is at work."""
+    parts = [model.parts()[name] for name in model.denoisers]
+    processors = [module.processor for part in parts for module in part.modules() if hasattr(module, "processor")]
+    unet = kind in ("sdxl", "kolors")  # keep their own attention, and know no cache
+    backends = {str(getattr(one, "_attention_backend", None)) for one in processors}
+    assert any("math" in backend.lower() for backend in backends) is (option == "attention" and not unet)
+    cached = [getattr(part, "is_cache_enabled", False) for part in parts]
+    assert cached == [option == "first block cache" and not unet] * len(parts)
+    assert bool(getattr(model.parts()["vae"], "use_tiling", False)) is (option == "tiling")
+    dtypes = {weight.dtype for part in parts for weight in part.parameters()}
+    assert (torch.float8_e4m3fn in dtypes) is (option == "fp8")
 
 
 @pytest.mark.parametrize("stage, kind", EVERY)
