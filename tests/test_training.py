@@ -20,44 +20,99 @@ from ksgen_core.tabletop.world import HEADS
 from ksgen_core.training import pool as pools
 from ksgen_core.training import tabletop, wan_folder
 from ksgen_core.training.judges import JUDGE_OUTPUTS, cast_heads, clip_frames, to_pictures, true_labels
-from ksgen_core.training.loop import Recipe, fit
+from ksgen_core.training.loop import Recipe, fit, noted
 from ksgen_core.training.pack import write_library
 from ksgen_core.training.pool import build_pool, facts
 
 RECIPE = Recipe(iterations=12, batch=8, rate=1e-2, warm_up=2, ema=0.9)
 
 
-def _line(recipe: Recipe, run) -> tuple[torch.nn.Module, list[float]]:
-    """Fit a line; gives the model and the losses of every iteration."""
+def _line(recipe: Recipe, run, *, report=1, keep=4, halt=None) -> tuple[torch.nn.Module, list[float]]:
+    """Fit a line; gives the model and the losses of all reports. In iteration `halt` it is killed."""
     torch.manual_seed(3)
     model = torch.nn.Linear(4, 1)
 
-    def losses_of(_, generator):
+    def losses_of(iteration, generator):
+        if iteration == halt:
+            raise KeyboardInterrupt
         x = torch.randn(recipe.batch, 4, generator=generator)
         return {"loss": (model(x) - x.sum(1, keepdim=True)).square().mean()}
 
-    losses = [p.losses["loss"] for p in fit("line", model, losses_of, recipe, run, report=1, keep=4)]
+    losses = [p.losses["loss"] for p in fit("line", model, losses_of, recipe, run, report=report, keep=keep)]
     return model, losses
 
 
 def test_a_killed_training_goes_on_as_if_nothing_had_been(tmp_path):
     whole, losses = _line(RECIPE, tmp_path / "whole")
-    torch.manual_seed(3)
-    model = torch.nn.Linear(4, 1)
-
-    def losses_of(iteration, generator):
-        if iteration == 9 and not (tmp_path / "cut" / "again").exists():
-            raise KeyboardInterrupt
-        x = torch.randn(RECIPE.batch, 4, generator=generator)
-        return {"loss": (model(x) - x.sum(1, keepdim=True)).square().mean()}
-
     with pytest.raises(KeyboardInterrupt):
-        list(fit("line", model, losses_of, RECIPE, tmp_path / "cut", report=1, keep=4))
-    (tmp_path / "cut" / "again").touch()
-    model = torch.nn.Linear(4, 1)
-    rest = [p.losses["loss"] for p in fit("line", model, losses_of, RECIPE, tmp_path / "cut", report=1, keep=4)]
+        _line(RECIPE, tmp_path / "cut", halt=9)
+    model, rest = _line(RECIPE, tmp_path / "cut")
     assert rest == losses[8:]
     assert all(a.equal(b) for a, b in zip(model.state_dict().values(), whole.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize(("report", "keep"), [(3, 4), (4, 3), (5, 8)])
+def test_the_log_of_a_killed_and_resumed_training_is_that_of_an_unbroken_one(report, keep, tmp_path):
+    """Whatever reports and checkpoints have in common."""
+    _, every = _line(RECIPE, tmp_path / "every")
+    _, losses = _line(RECIPE, tmp_path / "whole", report=report, keep=keep)
+    with pytest.raises(KeyboardInterrupt):
+        _line(RECIPE, tmp_path / "cut", report=report, keep=keep, halt=10)
+    _line(RECIPE, tmp_path / "cut", report=report, keep=keep)
+    assert noted(tmp_path / "cut", "line") == noted(tmp_path / "whole", "line")
+    means = [sum(every[start : start + report]) / report for start in range(0, len(every) - report + 1, report)]
+    assert losses == pytest.approx(means, rel=1e-6)
+
+
+def test_what_the_caller_does_at_a_report_does_not_cost_the_training(tmp_path):
+    model = torch.nn.Linear(4, 1)
+
+    def losses_of(_, generator):
+        return {"loss": model(torch.randn(8, 4, generator=generator)).square().mean()}
+
+    with pytest.raises(MemoryError):
+        for _progress in fit("line", model, losses_of, RECIPE, tmp_path, report=4, keep=4):
+            raise MemoryError
+    assert torch.load(tmp_path / "line.state", weights_only=True)["iteration"] == 4
+    rest = [p.iteration for p in fit("line", model, losses_of, RECIPE, tmp_path, report=4, keep=4)]
+    assert rest == [8, 12]
+
+
+def test_a_state_from_before_losses_were_kept_in_it_is_gone_on_from(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        _line(RECIPE, tmp_path, halt=9)
+    state = torch.load(tmp_path / "line.state", weights_only=True)
+    del state["since"]
+    torch.save(state, tmp_path / "line.state")
+    assert len(_line(RECIPE, tmp_path)[1]) == 4
+
+
+def test_processes_drop_out_each_its_own(tmp_path):
+    class Two:
+        """What `fit` asks of an accelerator, of a process whose others do as it does."""
+
+        num_processes, is_main_process = 2, True
+
+        def __init__(self, number):
+            self.process_index = number
+
+        def reduce(self, sent, _):
+            return sent
+
+    def masks(run, accelerator):
+        model, seen = torch.nn.Linear(4, 1), []
+
+        def losses_of(_, generator):
+            seen.append((torch.nn.functional.dropout(torch.ones(64)), torch.rand(8, generator=generator)))
+            return {"loss": model(torch.ones(1, 4)).sum()}
+
+        list(fit("line", model, losses_of, RECIPE, run, report=1, keep=12, accelerator=accelerator))
+        return seen
+
+    alone, first, second = (masks(tmp_path / str(k), a) for k, a in enumerate((None, Two(0), Two(1))))
+    for one, two, three in zip(alone, first, second, strict=True):
+        assert one[0].equal(two[0]) and not one[0].equal(three[0])
+        assert one[1].equal(two[1]) and one[1].equal(three[1])
 
 
 def test_a_finished_training_is_loaded_not_done_again(tmp_path):
@@ -82,9 +137,23 @@ def test_the_loss_falls_and_the_log_tells(tmp_path):
     assert len((tmp_path / "line.log.jsonl").read_text().splitlines()) == 200
 
 
-def test_recipes_refuse_nonsense():
-    with pytest.raises(ValueError, match="rate"):
-        Recipe(iterations=1, batch=1, rate=0)
+@pytest.mark.parametrize(
+    ("nonsense", "match"),
+    [
+        ({"rate": 0.0}, "rate"),
+        ({"rate": float("nan")}, "rate"),
+        ({"warm_up": 0}, "warm-up"),
+        ({"ema": 1.5}, "average below 1"),
+        ({"ema": 1.0}, "average below 1"),
+        ({"clip": 0.0}, "norm"),
+        ({"decay": -1.0}, "decay"),
+        ({"seed": 10**13}, "seed"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_recipes_refuse_nonsense(nonsense, match):
+    with pytest.raises(ValueError, match=match):
+        Recipe(**{"iterations": 1, "batch": 1, "rate": 1e-3, **nonsense})
 
 
 def test_pool_holds_what_the_world_knows(tmp_path):
@@ -186,7 +255,7 @@ def test_untrained_models_killed_on_the_way_are_made_again(tmp_path, monkeypatch
 
     monkeypatch.setattr(tabletop, "WAN_MINI", wan_folder.TINY)
     with monkeypatch.context() as patch:
-        patch.setattr(wan_folder.ClipModel, "save", killed)
+        patch.setattr(wan_folder.WanClipModel, "save", killed)
         with pytest.raises(KeyboardInterrupt):
             tabletop._clip_model(tmp_path)
     assert tabletop._clip_model(tmp_path).parts().keys() == {"transformer", "vae", "text_encoder"}

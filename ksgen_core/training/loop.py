@@ -40,8 +40,15 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.iterations < 1 or self.batch < 1 or self.rate <= 0:
-            raise ValueError(f"a recipe needs iterations >= 1, batch >= 1 and rate > 0, got {self}")
+        if self.iterations < 1 or self.batch < 1 or self.warm_up < 1:
+            raise ValueError(f"a recipe needs iterations, batch and warm-up of at least 1, got {self}")
+        if not (0 < self.rate < math.inf and 0 <= self.decay < math.inf and self.clip > 0 and 0 <= self.ema < 1):
+            raise ValueError(
+                f"a recipe needs a rate and a largest norm above 0, a decay of at least 0 and an average below 1, "
+                f"got {self}"
+            )
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"a seed is at least 0 and below 2**32, got {self.seed}")
 
     def rate_at(self, iteration: int) -> float:
         """Linear warm-up, then half a cosine down to a twentieth."""
@@ -53,7 +60,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Progress:
-    """After iteration `iteration` of `total`: mean losses since the last report and seconds an iteration."""
+    """After iteration `iteration` of `total`: mean losses and seconds of an iteration since the last report."""
 
     name: str
     iteration: int
@@ -78,12 +85,16 @@ def fit(
     seen: str = "",
     accelerator: Accelerator | None = None,
 ) -> Iterator[Progress]:
-    """Train `model` in place; yields a `Progress` every `report` iterations, keeps a checkpoint every `keep`.
+    """Train `model` in place; yields a `Progress` every `report` iterations, keeps a checkpoint every `keep` and before
+    it yields at such an iteration, so that what the caller does then cannot cost more than itself.
 
     `losses_of(iteration, generator)` gives named losses; their sum is minimised. State lies in `<run>/<name>.state`,
     the log in `<run>/<name>.log.jsonl`. At the end the moving average, if any, is what the model holds. A finished
     training is not done again: the model is loaded from its state. `seen` stands for what it is trained on, e.g. the
     digest of the models before it. Raises `KSGenError` if the state is that of another training.
+
+    The losses since the last report stay on the device until the next one, and lie in the state: the log of a run that
+    was killed and resumed is that of an unbroken one.
 
     With an `accelerator` of several processes all of them call this with equal models and share one `run`. Each one's
     `losses_of` sees the same generator, takes its own rows of the batch and weighs their losses so that the mean over
@@ -97,7 +108,7 @@ def fit(
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=recipe.rate, weight_decay=recipe.decay, betas=(0.9, 0.99))
     average = {k: v.detach().clone() for k, v in model.state_dict().items()} if recipe.ema else {}
-    start = 0
+    start, since = 0, _Since()
     if path.exists():
         state = torch.load(path, weights_only=True, map_location="cpu")
         if (got := state["of"]) != (wanted := _of(recipe, seen)) or state["iteration"] > recipe.iterations:
@@ -110,17 +121,19 @@ def fit(
         for key, value in state["average"].items():
             average[key].copy_(value)
         start = state["iteration"]
+        since = _Since.of(state.get("since"), parameters[0].device)
+        del state  # or a second copy of all weights would stay for the whole training
     if writes:
         _forget_after(run / f"{name}.log.jsonl", start)
     # On processors torch's fused attention spends a third of a UNet's iteration on its way back; written out, a tenth.
     on_processor = all(p.device.type == "cpu" for p in parameters)
-    sums: dict[str, float] = {}
-    clock = time.monotonic()
+    process = accelerator.process_index if accelerator is not None else 0
     for iteration in range(start, recipe.iterations):
         for group in optimiser.param_groups:
             group["lr"] = recipe.rate_at(iteration)
-        torch.manual_seed(recipe.seed * 1_000_003 + iteration)  # dropout
-        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + iteration)
+        of_iteration = recipe.seed * 1_000_003 + iteration
+        torch.manual_seed(of_iteration + 1_000_000_007 * process)  # dropout: every process has rows of its own
+        generator = torch.Generator().manual_seed(of_iteration)
         optimiser.zero_grad(set_to_none=True)
         with sdpa_kernel(SDPBackend.MATH) if on_processor else nullcontext():
             losses = losses_of(iteration, generator)
@@ -131,19 +144,54 @@ def fit(
         optimiser.step()
         if average:
             _follow(average, model, min(recipe.ema, (iteration + 1) / (iteration + 10)))
-        for key, value in losses.items():
-            sums[key] = sums.get(key, 0.0) + float(value.detach()) / report
+        since.add(losses)
         done = iteration + 1
+        progress = None
         if done % report == 0:
-            progress = Progress(name, done, recipe.iterations, sums, (time.monotonic() - clock) / report)
+            progress = Progress(name, done, recipe.iterations, *since.means())
             if writes:
-                note(run, name, {"iteration": done, "rate": recipe.rate_at(iteration), **sums})
-            yield progress
-            sums, clock = {}, time.monotonic()
+                note(run, name, {"iteration": done, "rate": recipe.rate_at(iteration), **progress.losses})
+            since = _Since()
         if writes and (done % keep == 0 or done == recipe.iterations):
-            _save(path, model, optimiser, average, done, _of(recipe, seen))
+            _save(path, model, optimiser, average, done, since, _of(recipe, seen))
+        if progress is not None:
+            yield progress
+            since.clock = time.monotonic()
     if average:
         model.load_state_dict(average)
+
+
+class _Since:
+    """The losses of the iterations since the last report, and the seconds that these took."""
+
+    def __init__(self) -> None:
+        self.losses: dict[str, list[Tensor]] = {}
+        self.seconds = 0.0
+        self.clock = time.monotonic()
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any] | None, device: torch.device) -> _Since:
+        """From `state()`; nothing from states that were kept before there was one."""
+        since = cls()
+        if state is not None:
+            since.losses = {key: list(values.to(device).unbind()) for key, values in state["losses"].items()}
+            since.seconds = state["seconds"]
+        return since
+
+    def state(self) -> dict[str, Any]:
+        losses = {key: torch.stack(values) for key, values in self.losses.items()}
+        return {"losses": losses, "seconds": self.seconds + time.monotonic() - self.clock}
+
+    def add(self, losses: Mapping[str, Tensor]) -> None:
+        """Reading a number would wait for the device; a clone lets go of what the loss is a part of."""
+        for key, value in losses.items():
+            self.losses.setdefault(key, []).append(value.detach().clone())
+
+    def means(self) -> tuple[dict[str, float], float]:
+        """Of every loss, and seconds an iteration. Here, and not before, the device is waited for."""
+        means = {key: float(torch.stack(values).cpu().double().mean()) for key, values in self.losses.items()}
+        count = max(len(values) for values in self.losses.values())
+        return means, (self.seconds + time.monotonic() - self.clock) / count
 
 
 def note(run: Path, name: str, entry: Mapping[str, object]) -> None:
@@ -193,13 +241,20 @@ def _follow(average: dict[str, Tensor], model: nn.Module, decay: float) -> None:
 
 
 def _save(
-    path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, average: dict[str, Tensor], iteration: int, of: str
+    path: Path,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    average: dict[str, Tensor],
+    iteration: int,
+    since: _Since,
+    of: str,
 ) -> None:
     state = {
         "model": model.state_dict(),
         "optimiser": optimiser.state_dict(),
         "average": average,
         "iteration": iteration,
+        "since": since.state(),
         "of": of,
     }
     write_atomically(path, lambda temporary: torch.save(state, temporary))
