@@ -12,6 +12,8 @@ from .memory import ATTENTIONS, OFFLOADS, MemoryOptions
 if TYPE_CHECKING:
     from .build import Models
 
+OF_CLIPS = ("render", "clip_model", "clip_lora", "end_picture", "first_block_cache", "attention")
+"""Settings of a run that only its clips depend on."""
 OWN = ("key_model", "clip_model", "ip_adapter", "image_encoder", "skill_transformer", "key_lora", "clip_lora")
 """What is a model of the user's; together with `--models` it says what makes the pictures."""
 
@@ -116,10 +118,14 @@ def described(args: argparse.Namespace) -> dict[str, Any]:
     Memory options that change numbers count, those that only move weights do not: a run may go on with others.
     """
     given = {name: value for name in OWN if (value := getattr(args, name))}
+    for name, value in given.items():  # from wherever the run is gone on with
+        given[name] = value if isinstance(value, list) else value.expanduser().resolve()
     settings = {
         name: [str(one) for one in value] if isinstance(value, list) else str(value) for name, value in given.items()
     }
     for name in ("fp8", "tiling", "first_block_cache"):
         if getattr(args, name):
             settings[name] = getattr(args, name)
+    if args.attention == "sage":
+        settings["attention"] = args.attention
     return settings

@@ -6,27 +6,25 @@ import argparse
 import hashlib
 import json
 import os
-import signal
 import sys
-import threading
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import fields, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import cli_models, cli_planner
+from .cli_show import show, until_ctrl_c
 from .errors import KSGenError
 from .keysteps.policies import POLICIES
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     import torch
 
     from .build import Models
     from .clips.settings import RenderSettings
+    from .keysteps.policies import DrawSettings
     from .pipeline import Event, Planned, Planner, Renderer, Writing
     from .types import Example, Plan, Query
 
@@ -187,8 +185,8 @@ def _make(
         "seed": args.seed,
         "steps": limit,
         "models": str(models.folder) if args.models else "embedded",
-        "draw": asdict(draw_with),
-        "render": asdict(render_with),
+        "draw": _said(draw_with),
+        "render": _said(render_with),
         **cli_models.described(args),
         **cli_planner.described(args),
         **({"demo": True} if demo else {}),
@@ -201,7 +199,8 @@ def _make(
     models.check(render_with, plan, ends=end_image is not None)
     resumed = None
     if args.resume and storyboard.is_storyboard(args.out):
-        resumed = storyboard.resume(args.out, settings, with_seeds(plan, args.seed) if plan else None)
+        given = with_seeds(plan, args.seed) if plan else None
+        resumed = storyboard.resume(args.out, settings, given, cli_models.OF_CLIPS)
         plan, limit = resumed.plan, None
 
     rank = cli_models.join_processes(args)
@@ -215,7 +214,7 @@ def _make(
     events = run(
         query,
         retrieve,
-        _checked(models, render_with, make_plan if limit is None else _at_most(limit, make_plan)),
+        _shared(rank, args.gpus, _checked(models, render_with, make_plan if not limit else _at_most(limit, make_plan))),
         build.drawer(models, draw_with, device, dtype, stage),
         render,
         seed=args.seed,
@@ -232,12 +231,17 @@ def _make(
         events = _replacing(args.out, events, render)
     try:
         with closing(events), closing(storyboard.keep(events, args.out, settings, resumed)) as kept:
-            show(_until_ctrl_c(kept))
+            show(until_ctrl_c(kept))
     except KeyboardInterrupt:
         print(f"\nksgen: stopped. What is made lies in {args.out}; go on with --resume.", file=sys.stderr)
         return 130
     print(f"{Path(args.out) / storyboard.SHEET}\n{Path(args.out) / storyboard.FILM}")
     return 0
+
+
+def _said(settings: DrawSettings | RenderSettings) -> dict[str, Any]:
+    """What the user said: a setting that comes later, or that is left open, makes no other run of it."""
+    return {f.name: value for f in fields(settings) if (value := getattr(settings, f.name)) != f.default}
 
 
 def _digest(image: torch.Tensor) -> str:
@@ -266,73 +270,6 @@ def _replacing(folder: str, events: Iterator[Event], render: Renderer) -> Genera
     yield from chain(held, events)
 
 
-def _until_ctrl_c(events: Iterable[Event]) -> Iterator[Event]:
-    """The events; after Ctrl-C none follows and `KeyboardInterrupt` is raised. Pressed again, it stops at once.
-
-    An interrupt at any place would be dropped by Python, with a traceback, wherever it fell into a finaliser.
-    """
-    with _ctrl_c_noted() as pressed:
-        for event in events:
-            yield event
-            if pressed.is_set():
-                raise KeyboardInterrupt
-
-
-@contextmanager
-def _ctrl_c_noted() -> Iterator[threading.Event]:
-    """The event that the first Ctrl-C sets. Elsewhere than in the main thread Python hears no signals."""
-    pressed = threading.Event()
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if pressed.is_set():
-            signal.default_int_handler(number, frame)
-        pressed.set()
-        print("\nksgen: stopping after this update; Ctrl-C again stops at once.", file=sys.stderr)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield pressed
-        return
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield pressed
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def show(events: Iterable[Event]) -> None:
-    """Go through the events of a run with a progress bar for each stage and a line for each key step of the plan."""
-    from tqdm import tqdm
-
-    from .pipeline import Fallback, Planned, Update, Writing
-
-    with ExitStack() as bars:
-        bar, work = None, ("", 0)
-        for event in events:
-            if isinstance(event, Planned):
-                bars.close()
-                bar = None
-                print(event.plan.goal)
-                for number, step in enumerate(event.plan.steps, 1):
-                    print(f"  {number}. {step.text}", flush=True)
-            elif isinstance(event, Writing):
-                if bar is None:
-                    bar = bars.enter_context(tqdm(desc="plan", unit="token"))
-                bar.update(event.number - bar.n)
-            elif isinstance(event, Fallback):
-                numbers = ", ".join(str(step + 1) for step in event.steps)
-                tqdm.write(f"{event.stage} step {numbers}: memory ran out, now {event.text}.", file=sys.stderr)
-                work = ("", 0)
-            elif isinstance(event, Update):
-                # A stage counts its updates from 1, through all steps that it was asked for together.
-                if bar is None or event.stage != work[0] or event.number <= work[1]:
-                    bars.close()
-                    bar = bars.enter_context(tqdm(total=event.total, unit="update"))
-                work = (event.stage, event.number)
-                numbers = ", ".join(str(step + 1) for step in event.steps)
-                bar.set_description(f"{event.stage} step {numbers}", refresh=False)
-                bar.update(event.number - bar.n)
-
-
 def _with(settings: Any, **given: Any) -> Any:
     """The settings with those options that were given on the command line."""
     return replace(settings, **{name: value for name, value in given.items() if value is not None})
@@ -359,6 +296,30 @@ def _checked(models: Models, settings: RenderSettings, make_plan: Planner) -> Pl
             if isinstance(event, Planned):
                 models.check(settings, event.plan, ends=True)  # a picture to end in was asked for before
             yield event
+
+    return plan
+
+
+def _shared(rank: int, gpus: int, make_plan: Planner) -> Planner:
+    """The planner `make_plan` of the first of several processes, whose plan all the others take over: a language model
+    or a server may write another one each time it is asked."""
+    if gpus == 1:
+        return make_plan
+    import torch
+
+    from .pipeline import Planned
+
+    def plan(query: Query, examples: Sequence[Example]) -> Iterator[Writing | Planned]:
+        plans: list[Plan | None] = [None]
+        for event in make_plan(query, examples) if rank == 0 else ():
+            if isinstance(event, Planned):
+                plans = [event.plan]
+            else:
+                yield event
+        torch.distributed.broadcast_object_list(plans, src=0)
+        if plans[0] is None:
+            raise ValueError("the planner ended without a Planned event")
+        yield Planned(plans[0])
 
     return plan
 

@@ -16,7 +16,7 @@ moment leaves a folder that can be resumed.
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -179,10 +179,13 @@ def run_settings(folder: str | Path) -> dict[str, Any] | None:
     return settings
 
 
-def resume(folder: str | Path, settings: Mapping[str, Any], plan: Plan | None = None) -> StoryboardFolder:
+def resume(
+    folder: str | Path, settings: Mapping[str, Any], plan: Plan | None = None, of_clips: Sequence[str] = ()
+) -> StoryboardFolder:
     """Go on with the run in `folder`, whose plan is kept.
 
-    Raises `KSGenError` if no run lies there, or another one: made with other `settings` or by another `plan`.
+    `of_clips` are the settings that only clips depend on: as long as there is no clip they may change. Raises
+    `KSGenError` if no run lies there, or another one: made with other `settings` or by another `plan`.
     """
     path = Path(folder)
     kept = read_plan(path / PLAN)
@@ -192,7 +195,9 @@ def resume(folder: str | Path, settings: Mapping[str, Any], plan: Plan | None = 
     if before is None:
         raise KSGenError(f"{path} does not say how it was made ({RUN} is missing). Choose another folder.")
     differ = sorted(key for key in before.keys() | settings.keys() if before.get(key) != settings.get(key))
-    if differ:
+    if differ and set(differ) <= set(of_clips) and not any(path.glob("clips/[0-9][0-9]*.mp4")):
+        _write_json(path / RUN, dict(settings))
+    elif differ:
         was = "; ".join(f"{key} was {before.get(key)!r}, now {settings.get(key)!r}" for key in differ)
         raise KSGenError(f"{path} holds another run ({was}). Give the same settings or choose another folder.")
     return StoryboardFolder(path, kept)

@@ -70,6 +70,23 @@ def test_a_run_is_whole_and_a_run_with_gaps_is_filled_with_the_same(models, pict
     assert files(tmp_path / "a") == before
 
 
+def test_a_run_that_has_no_clips_yet_may_go_on_with_other_clips(models, picture, tmp_path, capsys):
+    out = tmp_path / "a"
+    assert main(words(models, picture, out)) == 0
+    before = files(out)
+    for name in ("clips/01.mp4", "clips/02.mp4", "clips/03.mp4", "skill.mp4", "storyboard.png"):
+        (out / name).unlink(missing_ok=True)
+    capsys.readouterr()
+    assert main(words(models, picture, out, "--resume", "--clip-updates", "1", "--fps", "5", "--offload", "parts")) == 0
+    assert json.loads((out / "run.json").read_text())["render"] == {"updates": 1, "frames": 5, "fps": 5.0}
+    after = files(out)
+    assert all(after[name] == before[name] for name in before if name.startswith("key_images"))
+    assert after["clips/01.mp4"] != before["clips/01.mp4"]
+    # Now that there are clips it is another run.
+    assert main(words(models, picture, out, "--resume", "--clip-updates", "3")) == 1
+    assert "another run" in capsys.readouterr().err
+
+
 def test_at_most_so_many_steps_and_steps_of_a_file(models, picture, tmp_path, capsys):
     assert main(words(models, picture, tmp_path / "a", "--steps", "1", "--policy", "initial")) == 0
     assert len(storyboard.load(tmp_path / "a").plan.steps) == 1

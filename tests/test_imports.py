@@ -46,7 +46,10 @@ MAY_IMPORT = {
     "training": NOUNS | STAGES | FOLDER | {"pipeline", "build", "metrics", "tabletop", "cache"},
     "cli_cache": NOUNS | {"cache"},
     "cli_models": NOUNS | {"build"},
-    "cli_run": NOUNS | {"cli_models", "cli_planner", "build", "pipeline", "storyboard"} | {"keysteps", "clips"},
+    "cli_show": {"pipeline"},
+    "cli_run": NOUNS
+    | {"cli_models", "cli_show", "cli_planner", "build", "pipeline", "storyboard"}
+    | {"keysteps", "clips"},
     "cli_export": NOUNS | FOLDER | {"export"},
     "cli_library": NOUNS | {"retrieval"},
     "cli_score": NOUNS | {"retrieval", "planning", "metrics", "storyboard"},
