@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import tiny_ltx
 import tiny_wan
@@ -109,6 +111,22 @@ def test_a_clip_is_brought_to_rate_length_and_size(tmp_path):
     assert small is not None and small.shape == (5, 16, 32, 3)
     with pytest.raises(KSGenError, match=r"'0.mkv' of record 0.*24 frames a second, 30 are wanted"):
         film_of(fast, 0, ClipForm(5, 32, 32, 30.0))
+
+
+@pytest.mark.parametrize(("rate", "wanted"), [(Fraction(24000, 1001), 24.0), (Fraction(30000, 1001), 30.0)])
+def test_a_clip_of_television_is_one_of_the_next_whole_rate(rate, wanted, tmp_path):
+    """Of a short clip every frame is used, at its place; of a long one a frame in a thousand comes twice."""
+    frames = np.random.default_rng(0).integers(0, 256, (600, 16, 16, 3), np.uint8)
+    content = clip_bytes(frames, rate, tmp_path)
+    television = Record("tv", "look", (RecordStep("look", "0.png", "0.mkv"),), read=lambda _: content)
+
+    def numbers(count):
+        got = film_of(television, 0, ClipForm(count, 16, 16, wanted))
+        return None if got is None else [int((pixels.to_uint8(f) == frames).all((1, 2, 3)).argmax()) for f in got]
+
+    assert numbers(49) == list(range(49))
+    assert numbers(601) == [*range(501), *range(500, 600)]
+    assert numbers(602) is None
 
 
 def test_tabletop_has_clips_to_train_on(tmp_path):

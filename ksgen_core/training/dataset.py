@@ -26,9 +26,10 @@ import re
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from .. import pixels, video
@@ -65,7 +66,8 @@ class RecordStep:
             path = PurePosixPath(value) if isinstance(value, str) and value else None
             if value is None and name == "clip":
                 continue
-            if path is None or "\\" in value or path.is_absolute() or ".." in path.parts or path.parts == ():
+            outside = path is None or "\\" in value or path.is_absolute() or ".." in path.parts or path.parts == ()
+            if outside or PureWindowsPath(value).drive:  # as in C:/0.png
                 raise KSGenError(f"{name!r} is a path inside the data set, e.g. '0.png', got {value!r}.")
 
 
@@ -112,18 +114,23 @@ class Record:
         except (KSGenError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise KSGenError(f"The picture {name!r} of {self.where} cannot be used ({error}). Replace it.") from error
 
-    def clip(self, step: int) -> Clip | None:
-        """The clip of a step, decoded into memory, or None without one. Raises `KSGenError` if it is no video."""
+    @contextmanager
+    def clip(self, step: int) -> Iterator[Clip | None]:
+        """The clip of a step, or None without one. Its frames can be read inside the `with` alone.
+
+        Raises `KSGenError`, naming the clip, if it is no video, or for one that the inside of the `with` raises.
+        """
         name = self.steps[step].clip
         if name is None:
-            return None
+            yield None
+            return
         with tempfile.TemporaryDirectory(prefix="ksgen-") as folder:
-            path = Path(folder) / f"clip{PurePosixPath(name).suffix}"  # in a shard it is no file of its own
-            path.write_bytes(self.read(name))
             try:
-                return Clip.of(*video.read_video(path))
-            except KSGenError as error:
-                raise KSGenError(f"The clip {name!r} of {self.where} cannot be used ({error}). Replace it.") from error
+                path = Path(folder) / f"clip{PurePosixPath(name).suffix}"  # in a shard it is no file of its own
+                path.write_bytes(self.read(name))
+                yield video.open_clip(path)
+            except (KSGenError, OSError) as error:
+                raise KSGenError(f"The clip {name!r} of {self.where} cannot be used ({error}).") from error
 
     def to_json(self) -> dict[str, Any]:
         """The document; `from_json` gives an equal record back."""
@@ -164,7 +171,8 @@ def read_records(source: str | Path) -> list[Record]:
     """The records of a folder with a manifest, a folder of shards, a shard, or shards named by braces such as
     `skills-{00000..00031}.tar`.
 
-    Pictures and clips are read when they are asked for. Raises `KSGenError`, naming file and line or member, if
+    Pictures and clips are read when they are asked for. All documents are read, in every process of a training: ten
+    thousand take seconds. Raises `KSGenError`, naming file and line or member, if
     anything is missing, broken, unknown or twice there.
     """
     source = Path(source)
@@ -212,9 +220,14 @@ def _read_folder(folder: Path) -> Iterator[Record]:
         record = Record.from_json(document, lambda name: (folder / name).read_bytes())
         stamp = []
         for name in record.files():
-            if not (folder / name).is_file():
+            try:
+                about = (folder / name).stat() if (folder / name).is_file() else None
+            except OSError as error:  # e.g. a name that is too long for a file
+                raise KSGenError(
+                    f"{folder / name} cannot be there ({error.strerror}). Give the file's name."
+                ) from error
+            if about is None:
                 raise KSGenError(f"{folder / name} is missing. Put it there, or take the record out.")
-            about = (folder / name).stat()
             stamp.append((about.st_size, about.st_mtime_ns))
         return replace(record, where=f"record {record.id} of {manifest}", stamp=str(stamp))
 

@@ -11,13 +11,12 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -99,26 +98,21 @@ def _lengthened(tensor: Tensor, length: int) -> Tensor:
 def film_of(record: Record, step: int, form: ClipForm) -> Tensor | None:
     """The clip of a step from its start, in this form: [F, H, W, 3], 0..1; None if it is too short.
 
-    Frame n is the one that is on n / fps seconds after the first, so the first is the clip's own, which the key image
-    stands for. Raises `KSGenError`, naming record and
-    clip, if it is no video, or has fewer frames a second than are wanted: they would come twice.
+    Frame n is the one that begins nearest to n / fps seconds after the first, so the first is the clip's own, which the
+    key image stands for; where the clip is a little slower than wanted, as 23.976 is than 24, one in a thousand comes
+    twice. Raises `KSGenError`, naming record and clip, if it is no video, or has fewer frames a second than are wanted.
     """
-    name = record.steps[step].clip or ""
-    with tempfile.TemporaryDirectory(prefix="ksgen-") as folder:
-        path = Path(folder) / f"clip{PurePosixPath(name).suffix}"  # in a shard it is no file of its own
-        path.write_bytes(record.read(name))
-        try:
-            clip = video.open_clip(path)
-            if clip.fps < form.fps * 0.999:
-                raise KSGenError(f"it has {clip.fps:.4g} frames a second, {form.fps:.4g} are wanted: lower --fps")
-            wanted = [math.floor(n * clip.fps / form.fps + 1e-3) for n in range(form.frames)]
-            films = islice(video.frames(clip), wanted[-1] + 1)
-            kept = [frame for number, frame in enumerate(films) if number in set(wanted)]
-        except KSGenError as error:
-            raise KSGenError(f"The clip {name!r} of {record.where} cannot be used ({error}).") from error
-    if len(kept) < form.frames:
-        return None
-    return torch.stack([pixels.fit(pixels.from_uint8(frame), form.height, form.width) for frame in kept])
+    with record.clip(step) as clip:
+        if clip is None:
+            raise ValueError(f"step {step} of {record.where} has no clip")
+        if clip.fps < form.fps * 0.999:
+            raise KSGenError(f"it has {clip.fps:.4g} frames a second, {form.fps:.4g} are wanted: lower --fps")
+        wanted = [math.floor(n * clip.fps / form.fps + 0.5) for n in range(form.frames)]
+        found = {}
+        for number, frame in enumerate(islice(video.frames(clip), wanted[-1] + 1)):
+            if number in wanted:
+                found[number] = pixels.fit(pixels.from_uint8(frame), form.height, form.width)
+    return torch.stack([found[number] for number in wanted]) if wanted[-1] in found else None
 
 
 @torch.no_grad()
