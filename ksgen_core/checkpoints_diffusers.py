@@ -36,18 +36,19 @@ def check_folder(folder: Path, what: str, needed: Sequence[str], weights: Sequen
         if not (folder / name).exists():
             raise KSGenError(f"{folder / name} is missing. The folder must be {what}, complete.")
     for part in weights:
-        files = sorted((folder / part).glob("*.safetensors"))
-        if not files and (folder / part).is_dir():
-            raise KSGenError(f"{folder / part} holds no .safetensors weights. Get that part again, as safetensors.")
-        for file in files:
-            read_metadata(file)
-        _check_shards(folder / part, {file.name for file in files})
+        if (folder / part).is_dir():
+            check_weights(folder / part)
     return str(read_json(folder / "model_index.json").get("_class_name") or "pipeline without a name")
 
 
-def _check_shards(part: Path, files: set[str]) -> None:
-    """Raise `KSGenError` if weights in several files lack one of these, or the index that names them."""
-    kind = variant(part)
+def check_weights(part: Path) -> None:
+    """Raise `KSGenError` if a part has no safetensors files, one that is not whole, or not all that its index names."""
+    paths = sorted(part.glob("*.safetensors"))
+    if not paths:
+        raise KSGenError(f"{part} holds no .safetensors weights. Get that part again, as safetensors.")
+    for path in paths:
+        read_metadata(path)
+    files, kind = {path.name for path in paths}, variant(part)
     end = f".safetensors.index.{kind}.json" if kind else ".safetensors.index.json"
     indexes = sorted(part.glob(f"*{end}"))
     for index in indexes:
@@ -56,7 +57,7 @@ def _check_shards(part: Path, files: set[str]) -> None:
             raise KSGenError(f"{index} names no weights. Get that file again.")
         if lacking := sorted(set(map(str, named.values())) - files):
             raise KSGenError(f"{part / lacking[0]} is missing, which {index.name} names. Get that part again.")
-    if not indexes and files and all("-of-" in name for name in files):
+    if not indexes and all("-of-" in name for name in files):
         raise KSGenError(f"{part} lacks the file *{end}, which says where its weights are. Get that part again.")
 
 

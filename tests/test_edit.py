@@ -16,6 +16,7 @@ from tiny_edit import FIRST, KINDS, PLAN, SIDE, picture
 
 from ksgen_core import pixels
 from ksgen_core.errors import KSGenError
+from ksgen_core.keysteps.check_diffusers import check_key_folder
 from ksgen_core.keysteps.draw import draw_key_steps
 from ksgen_core.keysteps.edit_chain import instruction
 from ksgen_core.keysteps.edit_diffusers import EditModel
@@ -248,6 +249,15 @@ def broken(tmp_path, kind):
 
 def edit_json(path, **more):
     path.write_text(json.dumps(json.loads(path.read_text()) | more))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_is_checked_without_loading_it(kind, tmp_path):
+    family = check_key_folder(tiny_edit.folder(kind))
+    assert family == family_of(tiny_edit.folder(kind)) and family.edits
+    edit_json(broken(tmp_path, kind) / "ksgen.json", area=5)
+    with pytest.raises(KSGenError, match="area"):
+        check_key_folder(tmp_path / kind)
 
 
 @pytest.mark.parametrize("kind, lost", [

@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from tiny_keysteps import TEXTS, draw, weights
 
 from ksgen_core.errors import KSGenError
+from ksgen_core.keysteps.backbone_diffusers import SDXL
+from ksgen_core.keysteps.check_diffusers import check_key_folder
 from ksgen_core.keysteps.sdxl_diffusers import KeyStepModel
 from ksgen_core.training.sdxl_folder import TINY, new_sdxl_folder
 
@@ -191,6 +193,56 @@ def test_an_adapter_or_skill_transformer_of_another_size_is_refused(trained, tmp
         shutil.copytree(source, folder / name) if source.is_dir() else shutil.copy(source, folder / name)
         with pytest.raises(KSGenError, match=match):
             KeyStepModel.load(folder)
+
+
+@pytest.mark.parametrize("name", WEIGHT_FILES)
+def test_a_folder_is_checked_without_loading_it(broken, name, monkeypatch):
+    monkeypatch.setattr(KeyStepModel, "load", None)
+    assert check_key_folder(broken).name == "sdxl"
+    whole = (broken / name).read_bytes()
+    (broken / name).write_bytes(whole[:-4])
+    with pytest.raises(KSGenError, match=f"{name} is cut off"):
+        check_key_folder(broken)
+    if name in WEIGHT_FILES[4:]:  # what lies elsewhere
+        elsewhere = broken.parent / "elsewhere"
+        elsewhere.mkdir()
+        part = ("image_encoder", "adapter", "skill_transformer")[WEIGHT_FILES[4:].index(name)]
+        place = broken / name if part != "image_encoder" else (broken / name).parent
+        place.rename(elsewhere / place.name)
+        with pytest.raises(KSGenError, match=f"{place.name}.* is cut off"):
+            check_key_folder(broken, **{part: elsewhere / place.name})
+        with pytest.raises(KSGenError, match="nowhere"):
+            check_key_folder(broken, **{part: elsewhere / "nowhere"})
+
+
+def test_own_defaults_are_checked_with_the_folder(broken):
+    (broken / "ksgen.json").write_text('{"steps": 3}')
+    with pytest.raises(KSGenError, match="unknown field"):
+        check_key_folder(broken)
+
+
+@pytest.mark.parametrize(
+    ("name", "entry", "says"),
+    [
+        ("unet", ["diffusers", "UNet3DConditionModel"], "names UNet3DConditionModel as its unet"),
+        ("vae", ["my_module", "Mine"], "names Mine as its vae; known there is AutoencoderKL"),
+        ("tokenizer_2", [None, None], "names nothing as its tokenizer_2; known there is CLIPTokenizer or"),
+        ("scheduler", ["my_module", "Scheduler"], "known there is a scheduler of diffusers"),
+        ("scheduler", ["diffusers", "DPMSolverSDEScheduler"], "whose noise goes by no seed"),
+    ],
+)
+def test_components_that_are_not_known_are_refused(broken, name, entry, says):
+    index = json.loads((broken / "model_index.json").read_text())
+    (broken / "model_index.json").write_text(json.dumps({**index, name: entry}))
+    for ask in (check_key_folder, KeyStepModel.load):
+        with pytest.raises(KSGenError, match=says):
+            ask(broken)
+
+
+def test_the_known_classes_are_those_that_are_read():
+    for name, kind in SDXL.classes().items():
+        assert name == "pipeline" or SDXL.named[name] == (kind.__name__,)
+    assert SDXL.named.keys() == {*SDXL.text_encoders, *SDXL.tokenizers}
 
 
 def test_another_pipeline_is_refused(broken):

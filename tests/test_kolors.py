@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from dataclasses import replace
@@ -15,7 +16,9 @@ pytest.importorskip("sentencepiece", reason="Kolors' tokenizer is a sentencepiec
 from tiny_kolors import TEXT_WIDTH, new_adapter_files, new_kolors_folder
 
 from ksgen_core.errors import KSGenError
+from ksgen_core.keysteps.check_diffusers import check_key_folder
 from ksgen_core.keysteps.draw import complete, conditions
+from ksgen_core.keysteps.kolors_diffusers import KOLORS
 from ksgen_core.keysteps.policies import DrawSettings
 from ksgen_core.keysteps.sdxl_diffusers import KeyStepModel
 from ksgen_core.keysteps.skill_transformer import SkillTransformer, SkillTransformerConfig
@@ -169,6 +172,17 @@ def test_without_sentencepiece_it_says_what_to_install(bare, monkeypatch):
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
     with pytest.raises(KSGenError, match="pip install sentencepiece"):
         KeyStepModel.load(bare)
+
+
+def test_a_folder_is_checked_without_loading_it(bare, tmp_path):
+    assert check_key_folder(bare).name == "kolors"
+    for name, kind in KOLORS.classes().items():
+        assert name == "pipeline" or KOLORS.named[name] == (kind.__name__,)
+    folder = shutil.copytree(bare, tmp_path / "kolors")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "text_encoder": ["transformers", "CLIPTextModel"]}))
+    with pytest.raises(KSGenError, match="names CLIPTextModel as its text_encoder; known there is ChatGLMModel"):
+        check_key_folder(folder)
 
 
 def test_a_missing_part_is_named(bare, tmp_path):

@@ -24,15 +24,16 @@ Texts = tuple[Tensor, Tensor, Tensor]
 class Backbone:
     """One family: its name, how its pipelines' class names begin, and the parts that read texts.
 
-    `classes` imports the classes of "pipeline" and of these parts, `encode` reads texts with a pipeline on a device,
-    `text_width` is the C of what it gives, `arguments` what its pipeline is made with, `packages` what it needs beyond
-    requirements.txt.
+    `named` are the classes that a folder may give these parts and their tokenizers by name. `classes` imports the
+    classes of "pipeline" and of these parts, `encode` reads texts with a pipeline on a device, `text_width` is the C of
+    what it gives, `arguments` what its pipeline is made with, `packages` what it needs beyond requirements.txt.
     """
 
     name: str
     prefix: str
     text_encoders: tuple[str, ...]
     tokenizers: tuple[str, ...]
+    named: Mapping[str, tuple[str, ...]]
     classes: Callable[[], dict[str, Any]]
     encode: Callable[[Any, list[str], torch.device], Texts]
     text_width: Callable[[Any], int]
@@ -99,6 +100,12 @@ SDXL = Backbone(
     prefix="StableDiffusionXL",
     text_encoders=("text_encoder", "text_encoder_2"),
     tokenizers=("tokenizer", "tokenizer_2"),
+    named={
+        "text_encoder": ("CLIPTextModel",),
+        "text_encoder_2": ("CLIPTextModelWithProjection",),
+        "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+        "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    },
     classes=_sdxl_classes,
     encode=encode_sdxl,
     text_width=lambda pipe: pipe.text_encoder.config.hidden_size + pipe.text_encoder_2.config.hidden_size,

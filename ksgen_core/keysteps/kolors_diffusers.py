@@ -52,6 +52,7 @@ KOLORS = Backbone(
     prefix="Kolors",
     text_encoders=("text_encoder",),
     tokenizers=("tokenizer",),
+    named={"text_encoder": ("ChatGLMModel",), "tokenizer": ("ChatGLMTokenizer",)},
     classes=_kolors_classes,
     encode=encode_kolors,
     text_width=lambda pipe: pipe.text_encoder.config.hidden_size,

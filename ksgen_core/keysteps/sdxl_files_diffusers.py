@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoints import read_json, read_metadata, write_atomically, write_json
+from ..checkpoints import read_json, write_atomically, write_json
 from ..checkpoints_diffusers import (
     check_folder,
+    check_weights,
     read_parts,
     read_pipeline,
     save_config,
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 BACKBONES = (SDXL, KOLORS)
 ADAPTER_FILE = "ip_adapter/ip-adapter-plus.safetensors"
 SKILL_TRANSFORMER_FILE = "skill_transformer.safetensors"
+UNSEEDED = ("DPMSolverSDEScheduler",)
+"""Schedulers of diffusers that draw noise and take no generator to draw it from."""
 # OpenAI's CLIP, which IP-Adapter's image encoders follow.
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -91,9 +94,36 @@ def check(folder: Path) -> Backbone:
         if kind.startswith(backbone.prefix):
             weights = (*backbone.weights, "image_encoder")
             check_folder(folder, f"a {backbone.name} folder of diffusers", backbone.needed, weights)
+            _check_classes(folder / "model_index.json", backbone)
             backbone.require()
             return backbone
     raise KSGenError(f"{folder} holds a {kind}, wanted a StableDiffusionXLPipeline or a KolorsPipeline.")
+
+
+def _check_classes(index: Path, backbone: Backbone) -> None:
+    """Raise `KSGenError` if the folder's index names a component of a class that is not known there."""
+    entries = read_json(index)
+    scheduler = _class_of(entries.get("scheduler"))
+    if scheduler in UNSEEDED:
+        raise KSGenError(
+            f"{index} names {scheduler} as its scheduler, whose noise goes by no seed. Put another of diffusers there, "
+            "for example DPMSolverMultistepScheduler with the algorithm sde-dpmsolver++."
+        )
+    known = {"unet": ("UNet2DConditionModel",), "vae": ("AutoencoderKL",), **backbone.named}
+    wrong = {name: kinds for name, kinds in known.items() if _class_of(entries.get(name)) not in kinds}
+    if not scheduler.endswith("Scheduler") or entries["scheduler"][0] != "diffusers":
+        wrong["scheduler"] = ("a scheduler of diffusers",)
+    if wrong:
+        name, kinds = next(iter(wrong.items()))
+        raise KSGenError(
+            f"{index} names {_class_of(entries.get(name))} as its {name}; known there is {' or '.join(kinds)}. Get the "
+            "folder again from where the model is from."
+        )
+
+
+def _class_of(entry: object) -> str:
+    named = isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str)
+    return entry[1] if named else "nothing"
 
 
 def backbone_of(pipe: Any) -> Backbone:
@@ -112,18 +142,21 @@ def read_pipe(folder: Path, backbone: Backbone, dtype: torch.dtype) -> Any:
     return read_pipeline(folder, kind, **backbone.arguments, **absent, **read_parts(folder, parts, dtype))
 
 
-def read_image_encoder(folder: Path, dtype: torch.dtype) -> Any:
-    """A CLIP vision model with the weights in `folder`, of any size. Raises `KSGenError` if it cannot be read."""
-    import transformers
-
-    files = sorted(folder.glob("*.safetensors"))
-    if not (folder / "config.json").is_file() or not files:
+def check_image_encoder(folder: Path) -> None:
+    """Raise `KSGenError` if the folder does not hold a CLIP vision model's config and whole weights."""
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise KSGenError(
             f"{folder} is not an image encoder: it should hold config.json and .safetensors weights of a CLIP vision "
             "model, as the folders called image_encoder beside IP-Adapter files do."
         )
-    for file in files:
-        read_metadata(file)
+    check_weights(folder)
+
+
+def read_image_encoder(folder: Path, dtype: torch.dtype) -> Any:
+    """A CLIP vision model with the weights in `folder`, of any size. Raises `KSGenError` if it cannot be read."""
+    import transformers
+
+    check_image_encoder(folder)
     return read_parts(folder.parent, {folder.name: transformers.CLIPVisionModelWithProjection}, dtype)[folder.name]
 
 
