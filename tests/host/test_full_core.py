@@ -136,6 +136,19 @@ def test_each_way_of_rendering_shows_in_the_clips(headless):
         assert not headless[name].equal(plain), name
 
 
+def test_layer_by_layer_the_clips_are_the_same_and_the_host_does_not_load_the_backbone(core_server, headless):
+    core_server.post("/test/watch", {})
+    got = rendered(core_server, "wan14", models={"offload": "layer by layer"})
+    asked = {name for load in core_server.get("/test/seen")["loads"] for name in load["asked"]}
+    assert "UMT5EncoderModel" in asked and "WanTransformer3DModel" not in asked
+    assert (got - headless["wan14"]).abs().max() <= TOLERANCE
+
+
+def test_with_8_bit_weights_the_clips_are_nearly_the_same(core_server, headless):
+    got = rendered(core_server, "wan14", models={"fp8": True})
+    assert 0 < (got - headless["wan14"]).abs().mean() < 0.1
+
+
 def test_kolors_draws_or_says_what_is_missing(core_server):
     pytest.importorskip("sentencepiece", reason="a Kolors folder is made with it")
     try:
