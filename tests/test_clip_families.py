@@ -322,6 +322,19 @@ def test_seed_picture_and_nothing_else_matter(kind):
     assert not frames_of(model, image=picture(5, 32, 32)).equal(plain)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.startswith("Wan")])
+def test_noise_that_comes_in_every_update_goes_by_the_seed(kind, tmp_path):
+    path = shutil.copytree(folder(kind), tmp_path / "clips")
+    edit(path / "model_index.json", scheduler=["diffusers", "FlowMatchLCMScheduler"])
+    config = {"_class_name": "FlowMatchLCMScheduler", "num_train_timesteps": 1000, "shift": 3.0}
+    (path / "scheduler/scheduler_config.json").write_text(json.dumps(config))
+    model, chance = ClipModel.load(path), torch.get_rng_state()
+    once = frames_of(model, updates=3)
+    assert frames_of(model, updates=3).equal(once) and torch.get_rng_state().equal(chance)
+    other = Plan(PLAN.goal, (PLAN.steps[0], replace(PLAN.steps[1], seed=99)))
+    assert not frames_of(model, updates=3, plan=other).equal(once)
+
+
 def test_stopping_after_the_first_update_leaves_all_as_it_was(kind):
     model, passes = model_of(kind), []
     whole, threads = frames_of(model), threading.active_count()

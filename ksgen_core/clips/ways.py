@@ -92,6 +92,7 @@ def _wan_arguments(model: ClipModel, shot: Shot) -> dict[str, Any]:
     # With an image encoder: its processor takes 8-bit pictures.
     form = picture if pipe.transformer.config.image_dim is None else pixels.to_pil
     two = pipe.config.boundary_ratio is not None
+    chance = shot.generator()
     return {
         "image": form(shot.image),
         **({} if shot.last is None else {"last_image": form(shot.last)}),
@@ -102,9 +103,9 @@ def _wan_arguments(model: ClipModel, shot: Shot) -> dict[str, Any]:
         "guidance_scale": shot.guidance,
         **({"guidance_scale_2": shot.guidance_2} if two else {}),
         # What ComfyUI's samplers draw for this seed.
-        "latents": torch.randn(
-            (1, pipe.vae.config.z_dim, count, height // scale, width // scale), generator=shot.generator()
-        ),
+        "latents": torch.randn((1, pipe.vae.config.z_dim, count, height // scale, width // scale), generator=chance),
+        # What stochastic schedulers draw after it.
+        "generator": chance,
     }
 
 
