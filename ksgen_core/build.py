@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .checkpoints import read_json, read_json_lines
+from .checkpoints import read_json, read_json_lines, read_metadata
 from .clips.settings import RenderSettings
 from .errors import KSGenError
 from .keysteps.policies import DrawSettings, read_defaults
@@ -119,19 +119,31 @@ class Models:
         place = _place(self.clip_loras, self.memory, residence)
         return ClipModel.load(self._stage("clips"), device, dtype or _float32(), place=place)
 
-    def check(self, settings: RenderSettings, plan: Plan | None = None, *, ends: bool = False) -> None:
-        """Raise `KSGenError` for clips that the clip model cannot make, from its folder's small files alone: so that it
-        is said before anything is drawn. `ends`: there is a picture for the last clip to end in.
+    def check(
+        self, settings: RenderSettings, plan: Plan | None = None, *, ends: bool = False, draws: bool = True
+    ) -> None:
+        """Raise `KSGenError` for clips that the clip model cannot make, or if a folder lacks or mixes files: from small
+        files and headers alone, so that it is said before anything is drawn.
+
+        `ends`: there is a picture for the last clip to end in. `draws`: key images are drawn, too.
         """
-        from .clips.families import check_frames, family_of, legal_frames
+        from .clips.checks import check_settings
+        from .clips.families import check_frames, legal_frames
+        from .clips.files_diffusers import check_clip_folder
         from .clips.settings import defaults, read_own
+        from .keysteps.check_diffusers import check_key_folder
 
         folder = self._stage("clips")
-        family = family_of(folder)
+        family = check_clip_folder(folder)
+        self.memory.check_packages()
         chosen = defaults(family, read_own(folder)).over(settings)
         check_frames(family, chosen.frames)
-        if settings.to_next and not family.last_frame:
-            raise KSGenError(f"{family.name} cannot end a clip in the next key image. Leave that out.")
+        check_settings(family, folder, settings)
+        if draws:
+            parts = {"adapter": self.adapter, "image_encoder": self.image_encoder}
+            check_key_folder(self._stage("keysteps"), **parts, skill_transformer=self.skill_transformer)
+        for lora in (*self.clip_loras, *self.key_loras):
+            read_metadata(lora.path)
         if family.needs_last_frame and not ends:
             raise KSGenError(
                 f"{family.name} makes clips between two pictures, and the last step has none to end in. Give a picture "

@@ -196,7 +196,8 @@ def _make(
     if end_image is not None:
         settings["end_picture"] = _digest(end_image)
     settings = json.loads(json.dumps(settings))  # as a file gives them back
-    models.check(render_with, plan, ends=end_image is not None)
+    draws = args.policy not in ("last_frame", "initial")
+    models.check(render_with, plan, ends=end_image is not None, draws=draws)
     resumed = None
     if args.resume and storyboard.is_storyboard(args.out):
         given = with_seeds(plan, args.seed) if plan else None
@@ -294,7 +295,8 @@ def _checked(models: Models, settings: RenderSettings, make_plan: Planner) -> Pl
     def plan(query: Query, examples: Sequence[Example]) -> Iterator[Writing | Planned]:
         for event in make_plan(query, examples):
             if isinstance(event, Planned):
-                models.check(settings, event.plan, ends=True)  # a picture to end in was asked for before
+                # What else can be wrong was looked at before.
+                models.check(settings, event.plan, ends=True, draws=False)
             yield event
 
     return plan

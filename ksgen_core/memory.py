@@ -5,6 +5,7 @@ Needs no torch, so that a menu can list them. `residence_diffusers` carries them
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -34,6 +35,14 @@ ATTENTIONS = {
     "xformers": "the package xformers; the same but for rounding",
 }
 """Attention back ends by diffusers' names (diffusers/models/attention_dispatch.py) and what each changes."""
+
+PACKAGES = {
+    "flash": "flash_attn",
+    "_flash_3": "flash_attn_interface",
+    "sage": "sageattention",
+    "xformers": "xformers",
+}
+"""The Python packages that attention back ends need, by the names they are imported by."""
 
 COSTS = {
     "offload": "nothing in quality; time for copying",
@@ -84,6 +93,15 @@ class MemoryOptions:
             )
         if not isinstance(self.gpus, int) or isinstance(self.gpus, bool) or self.gpus < 1:
             raise KSGenError(f"The number of GPUs is a whole number from 1, got {self.gpus!r}.")
+
+    def check_packages(self) -> None:
+        """Raise `KSGenError` if the attention that is chosen needs a Python package that is not there."""
+        package = PACKAGES.get(self.attention)
+        if package is not None and importlib.util.find_spec(package) is None:
+            raise KSGenError(
+                f"The attention {self.attention!r} needs the Python package {package}, which is not installed. Install "
+                "it, or choose 'default'."
+            )
 
     def next_rung(self, has_tiling: bool = True) -> tuple[str, MemoryOptions] | None:
         """The first rung of the ladder that these options do not stand on yet, and the options on it; None on the last.
