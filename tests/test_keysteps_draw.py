@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -236,20 +237,28 @@ def test_with_image_tokens_it_draws_what_the_stock_pipeline_draws(tmp_path):
     assert not ours.equal(draw(model, [2], settings=DrawSettings("text_only", updates=4, guidance=3.0))[2])
 
 
-def test_the_reference_stands_where_instruct_pix2pix_puts_it(trained, tmp_path):
+@pytest.mark.parametrize("said", ["ours", "pix2pix", "cosxl"])
+def test_the_reference_stands_where_instruct_pix2pix_puts_it(said, trained, tmp_path):
+    """Scaled as every other latent in what is trained here and in CosXL Edit, as it is in SDXL-InstructPix2Pix."""
     from diffusers import StableDiffusionXLInstructPix2PixPipeline
 
     folder = tmp_path / "bare"
     shutil.copytree(trained, folder)
     shutil.rmtree(folder / "ip_adapter")
     (folder / "skill_transformer.safetensors").unlink()
-    ours = draw(KeyStepModel.load(folder), [2], settings=DrawSettings("reference", updates=4, guidance=1.0))[2]
     pipe = StableDiffusionXLInstructPix2PixPipeline.from_pretrained(str(folder), add_watermarker=False)
+    pipe.is_cosxl_edit = said != "pix2pix"
+    if said != "ours":
+        index = json.loads((folder / "model_index.json").read_text()) | {"_class_name": type(pipe).__name__}
+        index |= {"is_cosxl_edit": True} if said == "cosxl" else {}
+        (folder / "model_index.json").write_text(json.dumps(index))
+    model, settings = KeyStepModel.load(folder), DrawSettings("reference", updates=4, guidance=1.0)
+    ours = draw(model, [2], settings=settings)[2]
     image = on_8_bit_grid(picture()).movedim(-1, 0)[None]
-    # is_cosxl_edit scales the reference as every other latent; without it diffusers leaves the factor out.
-    pipe.is_cosxl_edit = True
     theirs = stock(pipe, image=image, guidance_scale=1.0, image_guidance_scale=1.0)
     torch.testing.assert_close(ours, theirs, atol=0.51 / 255, rtol=0)
+    model.save(tmp_path / "again")
+    assert ours.equal(draw(KeyStepModel.load(tmp_path / "again"), [2], settings=settings)[2])
 
 
 def test_a_plain_sdxl_folder_is_wired_and_draws_by_text_alone(plain):

@@ -147,7 +147,7 @@ def conditions(
         nothing = model.zero_image_tokens().expand(count, -1, -1)
         tokens = nothing
     if model.takes_reference and policy != "text_only":
-        reference = model.encode_latents(image[None]).expand(count, -1, -1, -1)
+        reference = model.encode_reference(image[None]).expand(count, -1, -1, -1)
     if policy == "image_prompt":  # beside the reference where there is room, as the Skill Transformer's tokens are
         tokens = model.encode_images(image[None]).expand(count, -1, -1)
     if policy == "skill_transformer":

@@ -39,6 +39,7 @@ from .sdxl_files_diffusers import (
     read_image_encoder,
     read_pipe,
     save_folder,
+    scales_reference,
 )
 from .skill_transformer import SkillTransformer
 
@@ -53,8 +54,9 @@ class KeyStepModel:
 
     `pipe` is diffusers' `StableDiffusionXLPipeline` or `KolorsPipeline`, `image_encoder`, `resampler` and
     `skill_transformer` may be None. `device` is where the model computes, `dtype` what in: inputs are sent there,
-    wherever a part is kept between its calls. `defaults` are the folder's own draw settings. Every method is
-    differentiable; whoever only draws wraps it in `torch.no_grad()`.
+    wherever a part is kept between its calls. `defaults` are the folder's own draw settings. `scales_reference` says
+    whether the latents beside the noise are scaled as those of the noise are. Every method is differentiable; whoever
+    only draws wraps it in `torch.no_grad()`.
     """
 
     denoisers = ("unet",)
@@ -70,8 +72,10 @@ class KeyStepModel:
         image_std: tuple[float, ...] = CLIP_STD,
         folder: Path | None = None,
         defaults: dict[str, Any] | None = None,
+        scales_reference: bool = True,
     ) -> None:
         self.pipe = pipe
+        self.scales_reference = scales_reference
         self.backbone = backbone_of(pipe)
         self.image_encoder = image_encoder
         with quietly():
@@ -114,7 +118,8 @@ class KeyStepModel:
             skill = skill_file and SkillTransformer.load(skill_file, dtype=dtype)
             mean, std = mean_and_std((encoder_folder or folder) / "preprocessor_config.json")
             try:
-                model = cls(pipe, encoder, tensors, skill, mean, std, folder, read_defaults(folder))
+                more = (folder, read_defaults(folder), scales_reference(folder))
+                model = cls(pipe, encoder, tensors, skill, mean, std, *more)
             except (KeyError, ValueError, RuntimeError) as error:
                 raise KSGenError(f"{adapter_file} does not fit the UNet ({error}). Use one made for it.") from error
         for part in model.parts().values():
@@ -234,11 +239,20 @@ class KeyStepModel:
 
     def encode_latents(self, images: Tensor) -> Tensor:
         """Pictures [B, H, W, 3] -> scaled latents [B, Z, h, w]: the most likely ones, nothing is drawn by chance."""
+        latents = self._raw_latents(images)
+        mean, std = self._latent_statistics(latents)
+        return ((latents - mean) * self.pipe.vae.config.scaling_factor / std).to(self.dtype)
+
+    def _raw_latents(self, images: Tensor) -> Tensor:
         vae = self.pipe.vae
         pixels = images.to(self.device, vae.dtype).movedim(-1, 1) * 2 - 1
-        latents = vae.encode(pixels).latent_dist.mode()
-        mean, std = self._latent_statistics(latents)
-        return ((latents - mean) * vae.config.scaling_factor / std).to(self.dtype)
+        return vae.encode(pixels).latent_dist.mode()
+
+    def encode_reference(self, images: Tensor) -> Tensor:
+        """Pictures [B, H, W, 3] -> latents [B, Z, h, w] as the UNet was trained to see them beside the noise."""
+        if self.scales_reference:
+            return self.encode_latents(images)
+        return self._raw_latents(images).to(self.dtype)
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Scaled latents [B, Z, h, w] -> pictures [B, H, W, 3], float32 0..1."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 BACKBONES = (SDXL, KOLORS)
 ADAPTER_FILE = "ip_adapter/ip-adapter-plus.safetensors"
 SKILL_TRANSFORMER_FILE = "skill_transformer.safetensors"
+PIX2PIX = "StableDiffusionXLInstructPix2PixPipeline"
 UNSEEDED = ("DPMSolverSDEScheduler",)
 """Schedulers of diffusers that draw noise and take no generator to draw it from."""
 # OpenAI's CLIP, which IP-Adapter's image encoders follow.
@@ -69,7 +70,7 @@ def save_folder(model: KeyStepModel, folder: Path, dtype: torch.dtype) -> None:
     if model.defaults:
         write_json(folder / DEFAULTS_FILE, model.defaults)
     index = {key: value for key, value in pipe.config.items() if key not in ("image_encoder", "feature_extractor")}
-    save_config(index, folder / "model_index.json", type(pipe).__name__)
+    save_config(index, folder / "model_index.json", type(pipe).__name__ if model.scales_reference else PIX2PIX)
 
 
 def _save_unet(unet: Any, folder: Path, dtype: torch.dtype) -> None:
@@ -129,6 +130,16 @@ def _class_of(entry: object) -> str:
 def backbone_of(pipe: Any) -> Backbone:
     """The family of a pipeline that was made in code."""
     return next(backbone for backbone in BACKBONES if type(pipe).__name__.startswith(backbone.prefix))
+
+
+def scales_reference(folder: Path) -> bool:
+    """Are the latents of the given picture, which some UNets take beside the noise, scaled as those of the noise are?
+
+    Those that were trained here are; SDXL-InstructPix2Pix' are not, unless it says that it is CosXL Edit (diffusers'
+    StableDiffusionXLInstructPix2PixPipeline, `is_cosxl_edit`).
+    """
+    index = read_json(folder / "model_index.json")
+    return index.get("_class_name") != PIX2PIX or index.get("is_cosxl_edit") is True
 
 
 def read_pipe(folder: Path, backbone: Backbone, dtype: torch.dtype) -> Any:
