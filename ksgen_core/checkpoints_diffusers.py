@@ -61,12 +61,16 @@ def check_weights(part: Path) -> None:
         raise KSGenError(f"{part} lacks the file *{end}, which says where its weights are. Get that part again.")
 
 
-def read_parts(folder: Path, classes: Mapping[str, type], dtype: torch.dtype) -> dict[str, nn.Module | None]:
-    """The parts of a folder by name, each of its class; None for one that has no folder.
+def read_parts(
+    folder: Path, classes: Mapping[str, type], dtype: torch.dtype, precise: Sequence[str] = ()
+) -> dict[str, nn.Module | None]:
+    """The parts of a folder by name, each of its class; None for one that has no folder. Those of `precise` are read
+    in float32.
 
     Raises `KSGenError` if a part cannot be read or lacks weights: the libraries would fill those with random numbers.
     """
     import diffusers
+    import torch
 
     # diffusers renamed `torch_dtype` to `dtype` in 0.40, transformers before our floor of 4.57.
     old = tuple(map(int, diffusers.__version__.split(".")[:2])) < (0, 40)
@@ -80,7 +84,7 @@ def read_parts(folder: Path, classes: Mapping[str, type], dtype: torch.dtype) ->
             parts[name], info = kind.from_pretrained(  # type: ignore[attr-defined]
                 str(folder / name),
                 variant=variant(folder / name),
-                **{word: dtype},
+                **{word: torch.float32 if name in precise else dtype},
                 local_files_only=True,
                 output_loading_info=True,
             )

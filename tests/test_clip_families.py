@@ -356,6 +356,23 @@ def test_half_precision_and_parts_that_come_by_need_give_the_same_film(kind):
     assert frames_of(by_need, guidance=2.0).equal(whole)
 
 
+def test_what_loses_in_half_precision_is_read_in_full(kind):
+    model = ClipModel.load(folder(kind), dtype=torch.bfloat16)
+    found = {name: part.dtype for name, part in model.parts().items()}
+    precise = {"vae", "image_encoder"} if kind.startswith("Wan") else set()
+    assert found == {name: torch.float32 if name in precise else torch.bfloat16 for name in found}
+    assert model.dtype == torch.bfloat16
+    ours = frames_of(model, guidance=2.0)
+    if kind.startswith("Wan"):  # as diffusers' examples do it
+        assert not ours.equal(frames_of(in_one_dtype(ClipModel.load(folder(kind), dtype=torch.bfloat16)), guidance=2.0))
+
+
+def in_one_dtype(model):
+    for part in model.parts().values():
+        part.to(model.dtype)
+    return model
+
+
 def test_seconds_of_a_step_win_over_frames():
     model = model_of("Wan 2.2 5B")
     timed = Plan("tea", (KeyStep("stir", seconds=1.0), KeyStep("stir")))

@@ -21,13 +21,13 @@ WAN_NEGATIVE = (
     "JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，"  # noqa: RUF001
     "手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"  # noqa: RUF001
 )
-COG_PARTS = ("transformer", "vae", "text_encoder", "tokenizer")
+PARTS = ("transformer", "vae", "text_encoder", "tokenizer")
 SVD_PARTS = ("unet", "vae", "image_encoder", "feature_extractor")
-WAN_PARTS = ("transformer", "vae", "text_encoder", "tokenizer")
+# The examples in diffusers' pipeline_wan_i2v.py read both in float32, with the transformer in bfloat16.
+WAN_PRECISE = ("vae", "image_encoder")
 
 # https://huggingface.co/Lightricks/LTX-Video
 LTX_NEGATIVE = "worst quality, inconsistent motion, blurry, jittery, distorted"
-LTX_PARTS = ("transformer", "vae", "text_encoder", "tokenizer")
 # docs/source/en/api/pipelines/ltx2.md in https://github.com/huggingface/diffusers
 LTX2_NEGATIVE = (
     "shaky, glitchy, low quality, worst quality, deformed, distorted, disfigured, motion smear, motion artifacts, "
@@ -50,7 +50,7 @@ FAMILIES: tuple[Family, ...] = (
             ("transformer", "image_dim", True),
             ("transformer", "pos_embed_seq_len", False),
         ),
-        parts=(*WAN_PARTS, "image_encoder", "image_processor"),
+        parts=(*PARTS, "image_encoder", "image_processor"),
         denoisers=("transformer",),
         updates=40,
         guidance=5.0,
@@ -61,6 +61,7 @@ FAMILIES: tuple[Family, ...] = (
         most=81,
         area=(480, 832),
         negative=WAN_NEGATIVE,
+        precise=WAN_PRECISE,
     ),
     # https://huggingface.co/Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers (scale 5.5; its pos_embed_seq_len is 2 x 257: the
     # tokens of both pictures); https://github.com/Wan-Video/Wan2.1 (generate.py: 50 updates)
@@ -73,7 +74,7 @@ FAMILIES: tuple[Family, ...] = (
             ("transformer", "image_dim", True),
             ("transformer", "pos_embed_seq_len", True),
         ),
-        parts=(*WAN_PARTS, "image_encoder", "image_processor"),
+        parts=(*PARTS, "image_encoder", "image_processor"),
         denoisers=("transformer",),
         updates=50,
         guidance=5.5,
@@ -84,6 +85,7 @@ FAMILIES: tuple[Family, ...] = (
         most=81,
         area=(720, 1280),
         negative=WAN_NEGATIVE,
+        precise=WAN_PRECISE,
         last_frame=True,
         needs_last_frame=True,
     ),
@@ -94,7 +96,7 @@ FAMILIES: tuple[Family, ...] = (
         classes=("WanImageToVideoPipeline",),
         pipeline="WanImageToVideoPipeline",
         tells=(("transformer", "image_dim", False), ("", "expand_timesteps", False)),
-        parts=WAN_PARTS,
+        parts=PARTS,
         denoisers=("transformer", "transformer_2"),
         updates=40,
         guidance=3.5,
@@ -106,6 +108,7 @@ FAMILIES: tuple[Family, ...] = (
         most=81,
         area=(480, 832),
         negative=WAN_NEGATIVE,
+        precise=WAN_PRECISE,
         last_frame=True,
     ),
     # wan/configs/wan_ti2v_5B.py in https://github.com/Wan-Video/Wan2.2 (24 fps, 121 frames, 50 updates, scale 5),
@@ -115,7 +118,7 @@ FAMILIES: tuple[Family, ...] = (
         classes=("WanImageToVideoPipeline", "WanPipeline"),
         pipeline="WanImageToVideoPipeline",
         tells=(("", "expand_timesteps", True),),
-        parts=WAN_PARTS,
+        parts=PARTS,
         denoisers=("transformer",),
         updates=50,
         guidance=5.0,
@@ -126,6 +129,7 @@ FAMILIES: tuple[Family, ...] = (
         most=121,
         area=(704, 1280),
         negative=WAN_NEGATIVE,
+        precise=WAN_PRECISE,
     ),
     # https://huggingface.co/Lightricks/LTX-Video (0.9.0, 0.9.1), whose index names the pipeline for texts alone: frames
     # below 257, this negative text; inference.py in https://github.com/Lightricks/LTX-Video of that time: 40 updates,
@@ -135,7 +139,7 @@ FAMILIES: tuple[Family, ...] = (
         classes=("LTXImageToVideoPipeline", "LTXPipeline"),
         pipeline="LTXImageToVideoPipeline",
         tells=(),
-        parts=LTX_PARTS,
+        parts=PARTS,
         denoisers=("transformer",),
         updates=40,
         guidance=3.0,
@@ -149,14 +153,14 @@ FAMILIES: tuple[Family, ...] = (
     ),
     # https://huggingface.co/Lightricks/LTX-Video-0.9.5 and -0.9.7-dev: 30 fps, 704 x 1216, frames below 257;
     # configs/ltxv-13b-0.9.7-dev.yaml in https://github.com/Lightricks/LTX-Video: 30 updates; scale 5 and the negative
-    # text: docs/source/en/api/pipelines/ltx_video.md in https://github.com/huggingface/diffusers. Distilled ones want 4
-    # to 10 updates at scale 1.
+    # text: docs/source/en/api/pipelines/ltx_video.md in https://github.com/huggingface/diffusers. Distilled ones look
+    # the same and want 4 to 10 updates at scale 1: their folder's `ksgen.json` must say so.
     Family(
         name="LTX-Video 0.9.5",
         classes=("LTXConditionPipeline",),
         pipeline="LTXConditionPipeline",
         tells=(),
-        parts=LTX_PARTS,
+        parts=PARTS,
         denoisers=("transformer",),
         updates=30,
         guidance=5.0,
@@ -171,7 +175,8 @@ FAMILIES: tuple[Family, ...] = (
     ),
     # LTX_2_3_PARAMS in packages/ltx-pipelines/src/ltx_pipelines/utils/constants.py,
     # https://github.com/Lightricks/LTX-2 (30 updates, scale 3, 24 fps), https://huggingface.co/diffusers/LTX-2.3-Diffusers
-    # (768 x 512, 121 frames); up to 20 seconds. Its transformer also lets the texts be changed by the timestep.
+    # (768 x 512, 121 frames); up to 20 seconds. Its transformer also lets the texts be changed by the timestep. The
+    # distilled one looks the same and wants 8 updates at scale 1: its folder's `ksgen.json` must say so.
     Family(
         name="LTX-2.3",
         classes=LTX2_CLASSES,
@@ -189,7 +194,6 @@ FAMILIES: tuple[Family, ...] = (
         area=(512, 768),
         negative=LTX2_NEGATIVE,
         last_frame=True,
-        sound=True,
         unused=LTX2_UNUSED,
     ),
     # https://huggingface.co/Lightricks/LTX-2 (40 updates, scale 4, 121 frames at 24 fps, 768 x 512); up to 20 seconds
@@ -210,7 +214,6 @@ FAMILIES: tuple[Family, ...] = (
         area=(512, 768),
         negative=LTX2_NEGATIVE,
         last_frame=True,
-        sound=True,
         unused=LTX2_UNUSED,
     ),
     # https://github.com/Tencent-Hunyuan/HunyuanVideo-1.5 (50 updates, scale 6, 121 frames at 24 fps, no negative text;
@@ -242,7 +245,7 @@ FAMILIES: tuple[Family, ...] = (
         classes=("CogVideoXImageToVideoPipeline",),
         pipeline="CogVideoXImageToVideoPipeline",
         tells=(("transformer", "patch_size_t", False),),
-        parts=COG_PARTS,
+        parts=PARTS,
         denoisers=("transformer",),
         updates=50,
         guidance=6.0,
@@ -260,7 +263,7 @@ FAMILIES: tuple[Family, ...] = (
         classes=("CogVideoXImageToVideoPipeline",),
         pipeline="CogVideoXImageToVideoPipeline",
         tells=(("transformer", "patch_size_t", True),),
-        parts=COG_PARTS,
+        parts=PARTS,
         denoisers=("transformer",),
         updates=50,
         guidance=6.0,

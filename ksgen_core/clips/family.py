@@ -16,7 +16,8 @@ class Family:
 
     A clip has `least` to `most` frames, their number is a multiple of `every`, plus 1; 0: `frames` is the only one.
     `area` is the size (height, width) that the family was made for: larger pictures are shrunk to that many pixels.
-    `unused` are components that a folder may have and that are not read.
+    `unused` are components that a folder may have and that are not read, `precise` those that are read in float32,
+    whatever the others are read in.
     """
 
     name: str
@@ -38,8 +39,8 @@ class Family:
     text: bool = True
     last_frame: bool = False
     needs_last_frame: bool = False
-    sound: bool = False
     unused: tuple[str, ...] = ()
+    precise: tuple[str, ...] = ()
 
     @property
     def counts(self) -> str:

@@ -164,7 +164,7 @@ def read_folder(folder: Path, family: Family, found: dict[str, tuple[str, str]],
     kind = _class("diffusers", family.pipeline)
     # What the pipeline may do without must be said to be absent.
     absent = dict.fromkeys(name for name in kind._optional_components if name not in found)
-    parts = read_parts(folder, classes, dtype)
+    parts = read_parts(folder, classes, dtype, family.precise)
     try:
         return read_pipeline(folder, kind, **absent, **parts)
     except (KSGenError, ImportError) as error:
