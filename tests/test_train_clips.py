@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from fractions import Fraction
@@ -81,8 +82,8 @@ def prepared(kind, data, run, dtype=torch.float32):
     folder, expert = FOLDERS[kind]
     form = FORMS.get(kind, ClipForm(5, 32, 32, 8.0))
     flow = flow_of(ClipModel.load(folder(), dtype=dtype), expert, form.fps)
-    texts = ("", flow.model.defaults.negative)
-    return flow, encode_clips(flow, read_records(data), form, texts, run / "encoded"), form
+    texts = (flow.model.defaults.negative,)
+    return flow, encode_clips(flow, read_records(data), form, texts, run / "encoded")[0], form
 
 
 def put_lora(flow, rank=4, alpha=8.0):
@@ -150,7 +151,7 @@ def test_clips_are_encoded_once_and_short_ones_left_out_with_a_word(data, tmp_pa
     form = ClipForm(5, 32, 32, 8.0)
 
     def encode():
-        return encode_clips(flow, records, form, ("",), tmp_path / "encoded", told=told.append)
+        return encode_clips(flow, records, form, (), tmp_path / "encoded", told=told.append)[0]
 
     clips = encode()
     assert len(clips.steps) == 8 and [r.id for r, _ in clips.only("validation").steps] == ["r4", "r4"]
@@ -163,8 +164,18 @@ def test_clips_are_encoded_once_and_short_ones_left_out_with_a_word(data, tmp_pa
     told.clear()
     again = encode()
     assert again.seen == clips.seen and not any("encoded" in line for line in told)
+    told.clear()
+    # Other held-out clips, or one in front, make no other training of the rest, and only what is new is encoded.
+    more = [record(8, tmp_path, split="validation"), *(r for r in records if r.id != "r4")]
+    others, unused = encode_clips(flow, more, form, (), tmp_path / "encoded", told=told.append)
+    assert told[0] == "encoded 1/1 of the clips that are new" and not unused
+    assert others.only("train").seen == clips.only("train").seen != clips.seen
+    reworded = tuple(dataclasses.replace(step, text=TEXTS[0]) for step in records[1].steps)
+    changed = [records[0], dataclasses.replace(records[1], steps=reworded), *records[2:]]
+    other, _ = encode_clips(flow, changed, form, (), tmp_path / "encoded")
+    assert other.seen != clips.seen and torch.equal(other.clips([3])["clean"], first["clean"])
     with pytest.raises(KSGenError, match="fewer --frames"):
-        encode_clips(flow, records[-1:], form, ("",), tmp_path / "encoded")
+        encode_clips(flow, records[-1:], form, (), tmp_path / "encoded")
 
 
 @pytest.mark.parametrize("kind", FOLDERS)

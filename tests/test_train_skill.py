@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -141,7 +142,7 @@ def test_context_weight_draws_to_the_initial_picture(tmp_path):
 def test_encoded_is_what_the_model_says_and_is_kept(trained, data, tmp_path):
     model, records = KeyStepModel.load(trained), [r for r in read_records(data) if len(r.steps) > 1]
     told = []
-    found = encode_records(lambda: model, records, tmp_path, batch=3, told=told.append)
+    found, unused = encode_records(lambda: model, records, tmp_path, batch=3, told=told.append)
     with torch.no_grad():
         pictures = torch.stack([pixels.fit(records[4].image(k), *model.size) for k in range(3)])
         tokens, (states, mask, _) = model.encode_images(pictures), model.encode_texts([records[4].steps[1].text])
@@ -149,14 +150,14 @@ def test_encoded_is_what_the_model_says_and_is_kept(trained, data, tmp_path):
     torch.testing.assert_close(found.images[4].float(), tokens, atol=2e-3, rtol=2e-3)
     torch.testing.assert_close(found.texts[found.text_of[4][1]].float(), states[mask], atol=2e-3, rtol=2e-3)
     assert found.zero.equal(model.zero_image_tokens())
-    assert len(told) == len(list(tmp_path.iterdir())) == 3
+    assert len(told) == len(list(tmp_path.iterdir())) == 3 and not unused
     alive = []
 
     def load():
         alive.append(weakref.ref(another := KeyStepModel.load(trained)))
         return another
 
-    again = encode_records(load, records, tmp_path, told=told.append)
+    again, _ = encode_records(load, records, tmp_path, told=told.append)
     assert alive[0]() is None  # the encoders have left before anything is trained
     assert len(told) == 3 and again.seen == found.seen
     assert all(a.equal(b) for a, b in zip(again.images, found.images, strict=True))
@@ -176,18 +177,59 @@ def test_a_killed_encoding_goes_on_and_a_changed_picture_is_encoded_anew(
 
     def encode(some):
         told = []
-        found = encode_records(lambda: KeyStepModel.load(trained), some, tmp_path / "kept", told=told.append)
-        return told, found
+        found, unused = encode_records(lambda: KeyStepModel.load(trained), some, tmp_path / "kept", told=told.append)
+        return told, found, unused
 
     with pytest.raises(KeyboardInterrupt):
         encode([*records[:5], dataclasses.replace(records[5], read=killed)])
-    rest, whole = encode(records)
-    assert rest == ["encoded 5/5"]
+    rest, whole, _ = encode(records)
+    assert rest == ["encoded 1/1 of the images that are new"]
     name = records[2].steps[1].image
     (tmp_path / "set" / name).write_bytes((tmp_path / "set" / records[0].steps[0].image).read_bytes())
-    told, changed = encode(read_records(tmp_path / "set"))
-    assert told == ["encoded 4/5"] and changed.seen != whole.seen
+    told, changed, _ = encode(read_records(tmp_path / "set"))
+    assert told == ["encoded 1/1 of the images that are new"] and changed.seen != whole.seen
     assert changed.images[2][1].equal(whole.images[0][0]) and changed.images[3].equal(whole.images[3])
+
+
+def test_what_is_encoded_depends_on_no_place_goal_or_neighbour(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(encoded_plans, "PLANS", 2)
+    write_manifest(tmp_path / "set", RECORDS[:5])
+    records = read_records(tmp_path / "set")
+    reads = []
+
+    def watched(some):
+        return dataclasses.replace(some, read=lambda name: reads.append((some.id, name)) or some.read(name))
+
+    def encode(some, folder=trained):
+        reads.clear()
+        load = lambda: KeyStepModel.load(folder)  # noqa: E731
+        return encode_records(load, [watched(one) for one in some], tmp_path / "kept")
+
+    whole, _ = encode(records[1:])
+    # One in front, another goal, another text: only what is new is read.
+    first, unused = encode([records[0], *(dataclasses.replace(one, goal="something") for one in records[1:])])
+    assert {of for of, _ in reads} == {"r0"} and not unused and first.seen != whole.seen
+    assert first.only(range(1, 5)).seen == whole.seen  # so held-out records make no other training
+    assert all(a.equal(b) for a, b in zip(first.images[1:], whole.images, strict=True))
+    steps = (dataclasses.replace(records[1].steps[0], text=records[2].steps[0].text), *records[1].steps[1:])
+    told_otherwise, _ = encode([dataclasses.replace(records[1], steps=steps), *records[2:]])
+    assert not reads and told_otherwise.seen != whole.seen
+    # Shards of which nothing is used are named, others stay whole.
+    _, unused = encode(records[3:])
+    assert not reads and len(unused) == 2
+    for path in unused:
+        path.unlink()
+    encode(records[3:])
+    assert not reads
+    encode(records[:3])
+    assert {of for of, _ in reads} == {"r0", "r1", "r2"}
+    # What a text or a picture goes through before the encoders is part of them.
+    for file in ("tokenizer/tokenizer_config.json", "image_encoder/preprocessor_config.json"):
+        other = tmp_path / "other" / file.partition("/")[0]
+        shutil.copytree(trained, other)
+        (other / file).write_text((other / file).read_text() + " ")
+        encode(records, other)
+        assert {of for of, _ in reads} == {record.id for record in records}, file
 
 
 def words(data, folder, keysteps, *more):
@@ -220,6 +262,21 @@ def test_the_command_trains_validates_draws_and_does_nothing_twice(trained, data
     assert main(given) == 0
     after = load_file(tmp_path / "skill.safetensors")
     assert all(after[key].equal(value) for key, value in before.items()) and log_of(tmp_path) == log
+
+
+def test_more_records_to_validate_on_make_no_other_training_and_old_shards_leave(trained, tmp_path):
+    write_manifest(tmp_path / "set", RECORDS)
+    assert main(words(tmp_path / "set", tmp_path, trained, "--iterations", 5)) == 0
+    others = [record(12, 2, "validation"), *RECORDS[:-2]]
+    write_manifest(tmp_path / "others", others)
+    shutil.copytree(tmp_path / "others", tmp_path / "set", dirs_exist_ok=True)
+    kept = set((tmp_path / "run/encoded").iterdir())
+    with pytest.raises(KSGenError, match="another training"):
+        main(words(tmp_path / "set", tmp_path, trained, "--iterations", 5, "--batch", 5))
+    assert kept < set((tmp_path / "run/encoded").iterdir())
+    assert main(words(tmp_path / "set", tmp_path, trained, "--iterations", 10)) == 0
+    assert [e["iteration"] for e in log_of(tmp_path) if "loss" in e] == [5, 10]
+    assert not kept <= set((tmp_path / "run/encoded").iterdir())
 
 
 @pytest.mark.slow

@@ -79,8 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
     share = Share.of(accelerator)
-    clips = encode_clips(
-        flow, records, form, ("", model.defaults.negative), arguments.run / "encoded",
+    clips, unused = encode_clips(
+        flow, records, form, (model.defaults.negative,), arguments.run / "encoded",
         share=share, told=told,
     )  # fmt: skip
     training, held_out = clips.only("train"), clips.only("validation")
@@ -139,6 +139,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.native:
             save_native(arguments.native, flow.transformer, dtype, about)
             told(f"wrote {arguments.native}")
+        for path in unused:  # not before: another command may have been meant, whose state was refused
+            path.unlink(missing_ok=True)
     if accelerator:
         accelerator.wait_for_everyone()
         accelerator.end_training()

@@ -1,38 +1,31 @@
 """Key-step clips seen through the frozen encoders of a clip model: what its transformer is trained on.
 
-Encoded once, in shards that are kept under what they depend on, so that a killed encoding goes on where it was. They
-stay on disk: a batch reads its own clips. Several processes take turns at the shards.
+Encoded once and kept, see `shards`. Clips stay on disk: a batch reads its own.
 Legend: B clips, F frames, H, W their size in pixels, L tokens of a text, C their width.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .. import pixels, video
-from ..checkpoints import read_metadata, save_weights
 from ..errors import KSGenError
 from .clip_flow import Flow, Given
 from .dataset import Record
 from .devices import Share
 from .encoded import digest
-from .encoded_plans import content_of, halved, parts_of
+from .shards import Place, digest_of, encode_items, files_of, halved
 
-KIND = "ksgen.encoded_clips/1"
 CLIPS, TEXTS = 16, 256
 """Clips, and texts, of one shard: what a killed encoding does again at most."""
 Step = tuple[Record, int]
@@ -50,24 +43,26 @@ class ClipForm:
 
 @dataclass(frozen=True)
 class EncodedClips:
-    """`steps` are those whose clips are long enough, places[k] is where step k's clip lies: a file and a number in it.
+    """`steps` are those whose clips are long enough, places[k] is where step k's clip lies.
 
-    texts holds every text as the model takes it, without the zeros after its end, and its length with them. `seen`
-    is a digest of all of it.
+    texts holds every text as the model takes it, without the zeros after its end, and its length with them. contents[k]
+    is a digest of step k, `of` one of the text that stands for dropped ones.
     """
 
     steps: Sequence[Step]
-    places: Sequence[tuple[Path, int]]
+    places: Sequence[Place]
     texts: dict[str, tuple[Given, int]]
-    seen: str
+    of: str
+    contents: Sequence[str]
+
+    @property
+    def seen(self) -> str:
+        """What stands for all that is trained on."""
+        return digest_of(self.of, *self.contents)
 
     def clips(self, chosen: Sequence[int]) -> Given:
         """The chosen clips, with a batch in front."""
-        found = []
-        for path, number in (self.places[k] for k in chosen):
-            file = _opened(path)
-            names = [name for name in file.keys() if name.startswith(f"{number}.")]  # noqa: SIM118
-            found.append({name.partition(".")[2]: file.get_tensor(name) for name in names})
+        found = [self.places[k].tensors() for k in chosen]
         return {name: torch.stack([one[name] for one in found]) for name in found[0]}
 
     def text(self, words: Sequence[str]) -> Given:
@@ -80,14 +75,8 @@ class EncodedClips:
     def only(self, split: str) -> EncodedClips:
         """The clips of one split."""
         kept = [k for k, (record, _) in enumerate(self.steps) if record.split == split]
-        return EncodedClips([self.steps[k] for k in kept], [self.places[k] for k in kept], self.texts, self.seen)
-
-
-@cache
-def _opened(path: Path) -> Any:
-    from safetensors import safe_open
-
-    return safe_open(str(path), "pt")
+        steps, places, contents = ([some[k] for k in kept] for some in (self.steps, self.places, self.contents))
+        return EncodedClips(steps, places, self.texts, self.of, contents)
 
 
 def _lengthened(tensor: Tensor, length: int) -> Tensor:
@@ -125,8 +114,9 @@ def encode_clips(
     *,
     share: Share | None = None,
     told: Callable[[str], object] = lambda _: None,
-) -> EncodedClips:
-    """Encode all clips and texts of these records, and `more_texts`; what `folder` holds by these weights is read.
+) -> tuple[EncodedClips, list[Path]]:
+    """Encode all clips and texts of these records, `more_texts` and the empty one; what `folder` holds by these
+    encoders is read -> the clips, and the shards that they do not use.
 
     Clips that are too short are left out, and `told` of. Raises `KSGenError`, naming the record, if a clip cannot be
     used, or if none is long enough.
@@ -134,77 +124,54 @@ def encode_clips(
     share = share or Share()
     model = flow.model
     steps = [(record, k) for record in records for k, step in enumerate(record.steps) if step.clip is not None]
-    words = sorted({record.steps[k].text for record, k in steps} | set(more_texts))
-    encoders = [part for name, part in model.parts().items() if name not in model.denoisers]
-    weights = f"{digest(*encoders)} {model.dtype} {model.family.name} {form}"
+    words = sorted({record.steps[k].text for record, k in steps} | {"", *more_texts})
+    encoders = {name: part for name, part in model.parts().items() if name not in model.denoisers}
+    beside = files_of(model.folder, {*encoders, "tokenizer", "image_processor", "feature_extractor"})
+    of = f"{digest(*encoders.values())} {beside} {model.dtype} {model.family.name}"
 
-    def texts(shard: Sequence[str]) -> tuple[dict[str, Tensor], object]:
-        tensors, lengths = {}, []
-        for number, word in enumerate(shard):
+    def encode_texts(some: list[str]) -> Iterator[tuple[Given, int]]:
+        for word in some:
             embeds = {name: tensor[0] for name, tensor in model.encode([word])[word].items()}
-            lengths.append(max(len(tensor) for tensor in embeds.values()))
-            tensors |= {f"{number}.{name}": _without_zeros(tensor) for name, tensor in embeds.items()}
-        return tensors, lengths
+            length = max(len(tensor) for tensor in embeds.values())
+            yield {name: _without_zeros(tensor) for name, tensor in embeds.items()}, length
 
-    def clips(shard: Sequence[Step]) -> tuple[dict[str, Tensor], object]:
-        tensors, there = {}, []
+    def encode_films(some: list[Step]) -> Iterator[tuple[Given, bool]]:
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as readers:
-            for number, film in enumerate(readers.map(lambda one: film_of(one[0], one[1], form), shard)):
-                if film is not None:
-                    there.append(number)
-                    tensors |= {f"{number}.{name}": halved(tensor) for name, tensor in flow.encode(film).items()}
-        return tensors or {"none": torch.zeros(1)}, there
+            for film in readers.map(lambda one: film_of(one[0], one[1], form), some):
+                encoded = {} if film is None else flow.encode(film)
+                yield {name: halved(tensor) for name, tensor in encoded.items()}, film is not None
 
-    shards: list[tuple[str, Any, Any, Callable[[Any], tuple[dict[str, Tensor], object]]]] = []
-    shards += [("texts", part, part, texts) for part in parts_of(words, TEXTS)]
-    for part in parts_of(steps, CLIPS):
-        shards.append(("clips", part, [(record.to_json(), record.stamp, k) for record, k in part], clips))
-    paths = []
-    for number, (kind, content, of, make) in enumerate(shards):
-        name = hashlib.sha256(json.dumps([weights, kind, of]).encode()).hexdigest()[:20]
-        paths.append(folder / f"{kind}-{name}.safetensors")
-        if number % share.count == share.number and not paths[-1].exists():
-            tensors, what = make(content)
-            save_weights(paths[-1], tensors, KIND, {"content": content_of(tensors), "what": what})
-            told(f"encoded {number + 1}/{len(shards)}")
-    share.wait()
-    return _read(paths, [(kind, content) for kind, content, _, _ in shards], form, weights, told)
-
-
-def _read(
-    paths: Sequence[Path], shards: Sequence[tuple[str, Any]], form: ClipForm, weights: str, told: Callable
-) -> EncodedClips:
-    steps: list[Step] = []
-    places: list[tuple[Path, int]] = []
-    texts: dict[str, tuple[Given, int]] = {}
-    short: list[Step] = []
-    seen = [weights]
-    for path, (kind, content) in zip(paths, shards, strict=True):
-        about = json.loads(read_metadata(path)["config"])
-        seen.append(about["content"])
-        if kind == "texts":
-            file = _opened(path)
-            for number, (word, length) in enumerate(zip(content, about["what"], strict=True)):
-                names = [name for name in file.keys() if name.startswith(f"{number}.")]  # noqa: SIM118
-                texts[word] = {name.partition(".")[2]: file.get_tensor(name) for name in names}, length
-        else:
-            there = set(about["what"])
-            for number, step in enumerate(content):
-                if number in there:
-                    steps.append(step)
-                    places.append((path, number))
-                else:
-                    short.append(step)
-    if short:
-        record, k = short[0]
-        what = (
-            f"{len(short)} of {len(short) + len(steps)} clips are shorter than {form.frames} frames at {form.fps:.4g} "
-            f"frames a second, the first is {record.steps[k].clip!r} of {record.where}"
+    items = [([record.id, k, record.steps[k].clip, record.stamp, asdict(form)], (record, k)) for record, k in steps]
+    texts, unused = encode_items(
+        "texts", [(word, word) for word in words], encode_texts, of, folder, size=TEXTS, share=share, told=told
+    )
+    clips, more = encode_items("clips", items, encode_films, of, folder, size=CLIPS, share=share, told=told)
+    there = [k for k, place in enumerate(clips) if place.about]
+    if len(there) < len(steps):
+        _tell_of_short_ones(
+            [step for step, place in zip(steps, clips, strict=True) if not place.about], steps, form, told
         )
-        if not steps:
-            raise KSGenError(f"{what}. Give fewer --frames.")
-        told(f"{what}. They are left out.")
-    return EncodedClips(steps, places, texts, hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:12])
+    content = {word: place.content for word, place in zip(words, texts, strict=True)}
+    contents = [digest_of(clips[k].content, content[steps[k][0].steps[steps[k][1]].text]) for k in there]
+    found = EncodedClips(
+        [steps[k] for k in there],
+        [clips[k] for k in there],
+        {word: (place.tensors(), place.about) for word, place in zip(words, texts, strict=True)},
+        content[""],
+        contents,
+    )
+    return found, [*unused, *more]
+
+
+def _tell_of_short_ones(short: list[Step], steps: list[Step], form: ClipForm, told: Callable[[str], object]) -> None:
+    record, k = short[0]
+    what = (
+        f"{len(short)} of {len(steps)} clips are shorter than {form.frames} frames at {form.fps:.4g} "
+        f"frames a second, the first is {record.steps[k].clip!r} of {record.where}"
+    )
+    if len(short) == len(steps):
+        raise KSGenError(f"{what}. Give fewer --frames.")
+    told(f"{what}. They are left out.")
 
 
 def _without_zeros(tensor: Tensor) -> Tensor:

@@ -1,21 +1,17 @@
 """Plans seen through the frozen encoders of a key-step model: what a Skill Transformer is trained on.
 
-Encoded once, in shards that are kept under what they depend on, so that a killed encoding goes on where it was.
-Several processes take turns at the shards. Legend: P plans, T_i steps of plan i, N image tokens of width C, U texts,
+Encoded once and kept, see `shards`. Legend: P plans, T_i steps of plan i, N image tokens of width C, U texts,
 L_u tokens of text u (padding left out), K their width, B plans of a batch, T, S, L their most steps, images and tokens.
 """
 
 from __future__ import annotations
 
 import gc
-import hashlib
-import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +19,13 @@ import torch
 from torch import Tensor
 
 from .. import pixels
-from ..checkpoints import load_weights, save_weights
 from ..errors import KSGenError
 from ..keysteps.sdxl_diffusers import KeyStepModel
 from .dataset import Record
 from .devices import Share
 from .encoded import Encoded, digest
+from .shards import Place, digest_of, encode_items, files_of, halved, parts_of
 
-KIND = "ksgen.encoded_plans/1"
 PLANS, TEXTS = 64, 1024
 """Plans, and texts, of one shard: what a killed encoding does again at most."""
 NO_ENCODERS = ("unet", "vae", "skill_transformer")
@@ -40,15 +35,16 @@ NO_ENCODERS = ("unet", "vae", "skill_transformer")
 @dataclass(frozen=True)
 class EncodedPlans:
     """images[i] [T_i, N, C] are the tokens of plan i's key images, texts[u] [L_u, K] the states of text u, and
-    text_of[i][k] the number of plan i's step k; zero [N, C] are the tokens of the zero image. `seen` is a digest of
-    all of it.
+    text_of[i][k] the number of plan i's step k; zero [N, C] are the tokens of the zero image. contents[i] is a digest
+    of plan i, or without these `of` is one of all.
     """
 
     images: Sequence[Tensor]
     texts: Sequence[Tensor]
     text_of: Sequence[Sequence[int]]
     zero: Tensor
-    seen: str
+    of: str
+    contents: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         lengths = [len(tokens) for tokens in self.images]
@@ -57,13 +53,24 @@ class EncodedPlans:
         if min(lengths, default=2) < 2:
             raise ValueError("a plan of one step has no next image")
 
+    @property
+    def seen(self) -> str:
+        """What stands for all that is trained on."""
+        return digest_of(self.of, *self.contents) if self.contents else self.of
+
     @classmethod
-    def of(cls, data: Encoded) -> EncodedPlans:
+    def from_pool(cls, data: Encoded) -> EncodedPlans:
         """The plans of Tabletop's pool that have a next image."""
         kept = [i for i, numbers in enumerate(data.text_of) if len(numbers) > 1]
         images = [data.tokens[data.first[i] : data.first[i] + len(data.text_of[i])] for i in kept]
         texts = [states[mask] for states, mask in zip(data.text, data.mask, strict=True)]
         return cls(images, texts, [data.text_of[i] for i in kept], data.zero, data.seen)
+
+    def only(self, chosen: Sequence[int]) -> EncodedPlans:
+        """Only these plans, e.g. those of one split."""
+        images, text_of = [self.images[i] for i in chosen], [self.text_of[i] for i in chosen]
+        contents = [self.contents[i] for i in chosen] if self.contents else ()
+        return EncodedPlans(images, self.texts, text_of, self.zero, self.of, contents)
 
     def batch(self, chosen: Sequence[int], images: int | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The first `images` key images (None: all) and all texts of the `chosen` plans, float32 on the CPU
@@ -95,8 +102,9 @@ def encode_records(
     precision: torch.dtype = torch.float32,
     share: Share | None = None,
     told: Callable[[str], object] = lambda _: None,
-) -> EncodedPlans:
-    """Encode the texts and key images of these records, `batch` at once; what `folder` holds by these weights is read.
+) -> tuple[EncodedPlans, list[Path]]:
+    """Encode the texts and key images of these records, `batch` at once; what `folder` holds by these encoders is read
+    -> the plans, and the shards that they do not use.
 
     Pictures are fitted to the size of the model's key images first, as the initial picture is when it draws. The model
     that `load` gives is let go of at the end. `precision` below float32 means autocast. `told` is called with a line
@@ -104,15 +112,23 @@ def encode_records(
     """
     share = share or Share()
     words = sorted({step.text for record in records for step in record.steps})
-    weights, paths = _make_shards(load(), records, words, folder, batch, precision, share, told)
+    found, unused = _encode(load(), records, words, folder, batch, precision, share, told)
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    share.wait()
-    return _read(paths, records, words, weights)
+    (zero,), texts, images = (found[kind] for kind in ("zero", "texts", "images"))
+    number = {text: u for u, text in enumerate(words)}
+    text_of = [[number[step.text] for step in record.steps] for record in records]
+    contents = [
+        digest_of(place.content, *(texts[u].content for u in numbers))
+        for place, numbers in zip(images, text_of, strict=True)
+    ]
+    tokens = [place.tensors()["tokens"] for place in images]
+    states = [place.tensors()["states"] for place in texts]
+    return EncodedPlans(tokens, states, text_of, zero.tensors()["zero"], zero.content, contents), unused
 
 
-def _make_shards(
+def _encode(
     model: KeyStepModel,
     records: Sequence[Record],
     words: Sequence[str],
@@ -121,81 +137,43 @@ def _make_shards(
     precision: torch.dtype,
     share: Share,
     told: Callable[[str], object],
-) -> tuple[str, list[Path]]:
-    """Make this process's share of the shards that are missing -> what the encoders are, and all shards' paths."""
+) -> tuple[dict[str, list[Place]], list[Path]]:
+    """Where the zero image, these texts and the records' pictures lie, by these kinds, and shards that are not used."""
     encoders = [part for name, part in model.parts().items() if name not in NO_ENCODERS]
-    weights = f"{digest(*encoders)} {precision} {model.size}"
+    beside = files_of(model.folder, ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "image_encoder"))
+    of = f"{digest(*encoders)} {beside} {model.image_mean} {model.image_std} {precision} {model.size}"
     half = nullcontext() if precision == torch.float32 else torch.autocast(model.device.type, precision)
 
-    def zero() -> dict[str, Tensor]:
-        return {"zero": model.zero_image_tokens().float().cpu()}
+    def zero(_: list[None]) -> Iterator[tuple[dict[str, Tensor], None]]:
+        yield {"zero": model.zero_image_tokens().float().cpu()}, None
 
-    def texts(shard: Sequence[str]) -> dict[str, Tensor]:
-        found: list[Tensor] = []
-        for group in parts_of(shard, batch):
+    def texts(some: list[str]) -> Iterator[tuple[dict[str, Tensor], None]]:
+        for group in parts_of(some, batch):
             states, mask, _ = model.encode_texts(list(group))
-            found += [one[real].cpu() for one, real in zip(states, mask.bool(), strict=True)]
-        return {"states": halved(torch.cat(found)), "lengths": torch.tensor([len(one) for one in found])}
+            for one, real in zip(states, mask.bool(), strict=True):
+                yield {"states": halved(one[real].cpu())}, None
 
-    def images(shard: Sequence[Record]) -> dict[str, Tensor]:
-        steps = [(record, step) for record in shard for step in range(len(record.steps))]
+    def images(some: list[Record]) -> Iterator[tuple[dict[str, Tensor], None]]:
+        steps = [(record, step) for record in some for step in range(len(record.steps))]
         found = []
         with ThreadPoolExecutor(os.cpu_count()) as readers:  # reading large files takes longer than encoding them
             for group in parts_of(steps, batch):
                 pictures = readers.map(lambda one: pixels.fit(one[0].image(one[1]), *model.size), group)
                 with half:
                     found.append(model.encode_images(torch.stack(list(pictures))).cpu())
-        return {"images": halved(torch.cat(found))}
+        for tokens in torch.cat(found).split([len(record.steps) for record in some]):
+            yield {"tokens": halved(tokens)}, None
 
-    shards: list[tuple[str, object, Callable[[], dict[str, Tensor]]]] = [("zero", None, zero)]
-    for part in parts_of(words, TEXTS):
-        shards.append(("texts", list(part), partial(texts, part)))
-    for part in parts_of(records, PLANS):
-        shards.append(("images", [(record.to_json(), record.stamp) for record in part], partial(images, part)))
-    paths = []
-    for number, (kind, of, make) in enumerate(shards):
-        name = hashlib.sha256(json.dumps([weights, kind, of]).encode()).hexdigest()[:20]
-        paths.append(folder / f"{kind}-{name}.safetensors")
-        if number % share.count == share.number and not paths[-1].exists():
-            tensors = make()
-            save_weights(paths[-1], tensors, KIND, {"content": content_of(tensors)})
-            told(f"encoded {number + 1}/{len(shards)}")
-    return weights, paths
-
-
-def parts_of(whole: Sequence[Any], size: int) -> list[Any]:
-    """In order, `size` each, the last of them fewer."""
-    return [whole[start : start + size] for start in range(0, len(whole), size)]
-
-
-def _read(paths: Sequence[Path], records: Sequence[Record], words: Sequence[str], weights: str) -> EncodedPlans:
-    """The plans in these shards: the zero image's, the texts', the pictures'. What is not asked for stays on disk."""
-    (first, about), *shards = [load_weights(path, KIND) for path in paths]
-    texts: list[Tensor] = []
-    images: list[Tensor] = []
-    for tensors, _ in shards[: len(parts_of(words, TEXTS))]:
-        texts += tensors["states"].split(tensors["lengths"].tolist())
-    for part, (tensors, _) in zip(parts_of(records, PLANS), shards[len(parts_of(words, TEXTS)) :], strict=True):
-        images += tensors["images"].split([len(record.steps) for record in part])
-    number = {text: u for u, text in enumerate(words)}
-    text_of = [[number[step.text] for step in record.steps] for record in records]
-    seen = json.dumps([weights, text_of, about["content"], [config["content"] for _, config in shards]])
-    return EncodedPlans(images, texts, text_of, first["zero"], hashlib.sha256(seen.encode()).hexdigest()[:12])
-
-
-def halved(tensor: Tensor) -> Tensor:
-    """In half precision, unless it is too large for that."""
-    half = tensor.half()
-    return half if half.isfinite().all() else tensor.float()
-
-
-def content_of(tensors: dict[str, Tensor]) -> str:
-    """A digest of named tensors."""
-    found = hashlib.sha256()
-    for key, value in sorted(tensors.items()):
-        found.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        found.update(value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+    items: dict[str, tuple[list[tuple[object, Any]], Callable, int]] = {
+        "zero": ([(None, None)], zero, 1),
+        "texts": ([(text, text) for text in words], texts, TEXTS),
+        "images": ([([r.id, [step.image for step in r.steps], r.stamp], r) for r in records], images, PLANS),
+    }
+    places, unused = {}, []
+    for kind, (some, encode, size) in items.items():
+        places[kind], more = encode_items(kind, some, encode, of, folder, size=size, share=share, told=told)
+        unused += more
+    return places, unused
 
 
 def only_of(records: Sequence[Record], split: str, max_images: int) -> list[Record]:

@@ -178,7 +178,7 @@ def train_encoders(model: KeyStepModel, pool: Pool, run: Path, recipe: Recipe = 
 
 def train_skill(model: KeyStepModel, data: Encoded, run: Path, recipe: Recipe = SKILL) -> Iterator[Progress]:
     """The Skill Transformer on the pool's plans, by the code of `ksgen train skill-transformer`."""
-    yield from train_skill_transformer(model.skill_transformer, EncodedPlans.of(data), run, recipe)
+    yield from train_skill_transformer(model.skill_transformer, EncodedPlans.from_pool(data), run, recipe)
 
 
 def train_backbone(

@@ -5,7 +5,7 @@ Legend: B plans, T steps, S key images, N image tokens of width C.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -128,9 +128,3 @@ def validate(
 def spoken(figures: dict[str, dict[str, float]]) -> str:
     """The figures of `validate` in a line."""
     return ", ".join(f"{name} error {f['error']:.4f} cosine {f['cosine']:.4f}" for name, f in figures.items())
-
-
-def plans_of(plans: EncodedPlans, chosen: Sequence[int]) -> EncodedPlans:
-    """Only these plans, e.g. those of one split."""
-    images, text_of = [plans.images[i] for i in chosen], [plans.text_of[i] for i in chosen]
-    return EncodedPlans(images, plans.texts, text_of, plans.zero, plans.seen)

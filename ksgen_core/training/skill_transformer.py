@@ -31,7 +31,7 @@ from .encoded_plans import NO_ENCODERS, encode_records, only_of
 from .loop import Recipe, note, noted
 from .skill_costs import ENCODERS, SDXL, costs_of
 from .skill_costs import spoken as say_costs
-from .skill_stage import plans_of, spoken, target_mean, train_skill_transformer, validate
+from .skill_stage import spoken, target_mean, train_skill_transformer, validate
 
 RECIPE = Recipe(iterations=20_000, batch=64, rate=1e-4, warm_up=500, ema=0.999, clip=0.25)
 """For full-size models: rate and gradient norm are METHOD.md's."""
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return KeyStepModel.load(folder, device, weights, place=place, **adapters)
 
-    plans = encode_records(
+    plans, unused = encode_records(
         only_encoders,
         [*training, *validation],
         arguments.run / "encoded",
@@ -79,8 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         share=share,
         told=told,
     )
-    held_out = plans_of(plans, range(len(training), len(plans.images)))
-    plans = plans_of(plans, range(len(training)))
+    held_out = plans.only(range(len(training), len(plans.images)))
+    plans = plans.only(range(len(training)))
 
     torch.manual_seed(arguments.seed)
     skill = SkillTransformer(_config(arguments, plans.zero.shape, plans.texts[0].shape[-1]))
@@ -125,6 +125,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         look(recipe.iterations, "average" if recipe.ema else "as they are")
         skill.save(arguments.out, DTYPES[arguments.save_dtype])
         told(f"wrote {arguments.out}")
+        for path in unused:  # not before: another command may have been meant, whose state was refused
+            path.unlink(missing_ok=True)
     if accelerator:
         accelerator.wait_for_everyone()
         accelerator.end_training()
