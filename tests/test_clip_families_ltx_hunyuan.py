@@ -4,6 +4,7 @@ pipelines' own calls."""
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from dataclasses import dataclass, replace
 from functools import cache
@@ -219,6 +220,25 @@ def test_what_is_foreseen_with_a_timestep_for_each_token_is_what_comes_out(name)
     last = states[-1]
     torch.testing.assert_close(last.foreseen[:, given:], last.latents[:, given:], atol=1e-5, rtol=0)
     assert not torch.allclose(states[0].foreseen[:, given:], states[0].latents[:, given:], atol=1e-2)
+
+
+def test_the_pipelines_remarks_do_not_stand_between_the_bars(name, monkeypatch):
+    from diffusers.utils import logging as of_diffusers
+
+    model, said, before = model_of(name), [], of_diffusers.get_verbosity()
+    keeper = logging.Handler()
+    keeper.emit = lambda record: said.append(record.getMessage())
+    of_diffusers.add_handler(keeper)
+    try:
+        for _ in render_clip(model, image(4), PLAN, 1, fast(name)):
+            assert of_diffusers.get_verbosity() == before  # nor is the caller hushed
+        assert said == []
+        monkeypatch.setattr(model.pipe, "check_inputs", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            frames(model, settings=fast(name))
+        assert of_diffusers.get_verbosity() == before
+    finally:
+        of_diffusers.remove_handler(keeper)
 
 
 def test_stopping_ends_the_pipeline_within_one_update(name):

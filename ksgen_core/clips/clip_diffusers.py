@@ -8,6 +8,7 @@ Legend: F frames, H, W pixels, Z latent channels, h, w latents.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -158,9 +159,23 @@ class ClipModel:
         on_device = ({name: t.to(self.device) for name, t in texts.items()} for texts in (shot.text, shot.negative))
         shot = replace(shot, **dict(zip(("text", "negative"), on_device, strict=True)))
         call = {"output_type": "pt", **self.way.arguments(self, shot)}
-        result = yield from run_pipeline(self.way.running(self, shot), **call)
+        result = yield from _hushed(run_pipeline(self.way.running(self, shot), **call))
         frames = self.way.film(self, call, result)[0].float().cpu().movedim(1, -1).clamp(0, 1)
         return Clip.of(frames, shot.fps, self.way.sound(self, result))
+
+
+def _hushed(states: Generator[State, None, Any]) -> Generator[State, None, Any]:
+    """The same, the libraries silent while the pipeline works and as they were in between: some remark in every clip on
+    what is the pipelines' own way (LTX-Video's of its timesteps)."""
+    with closing(states):
+        while True:
+            try:
+                with quietly():
+                    state = next(states)
+            except StopIteration as end:
+                return end.value
+            yield state
+            del state
 
 
 def _kind(family: Family) -> type[ClipModel]:
