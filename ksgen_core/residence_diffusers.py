@@ -193,16 +193,16 @@ def room_to_work(part: Any, latents: Any) -> int:
     Rough: a token has a dozen vectors of the inner width at once (residual, normed, queries, keys, values, and four to
     eight of the feed-forward layer). A VAE's decoding is not foreseen: where it is too much, the ladder is climbed.
     """
-    config = getattr(part, "config", None)
-    heads = getattr(config, "num_attention_heads", None), getattr(config, "attention_head_dim", None)
-    if not torch.is_tensor(latents) or latents.ndim < 3 or not all(isinstance(number, int) for number in heads):
+    config: Any = getattr(part, "config", None)
+    heads, width = (getattr(config, name, None) for name in ("num_attention_heads", "attention_head_dim"))
+    if not torch.is_tensor(latents) or latents.ndim < 3 or not isinstance(heads, int) or not isinstance(width, int):
         return 0
     if latents.ndim == 3:
         tokens = latents.shape[0] * latents.shape[1]
     else:
-        patch = getattr(config, "patch_size", 1)
-        tokens = latents.numel() // latents.shape[1] // (math.prod(patch) if hasattr(patch, "__len__") else patch**2)
-    return 12 * tokens * heads[0] * heads[1] * latents.element_size()
+        patch: Any = getattr(config, "patch_size", 1)
+        tokens = latents.numel() // latents.shape[1] // (patch**2 if isinstance(patch, int) else math.prod(patch))
+    return 12 * tokens * heads * width * latents.element_size()
 
 
 def _decided(

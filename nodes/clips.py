@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..ksgen_core.clips.settings import RenderSettings
     from ..ksgen_core.film.join import FilmSettings
     from ..ksgen_core.film.subtitles import Span
-    from ..ksgen_core.pipeline import StepClip, Update
+    from ..ksgen_core.pipeline import Fallback, StepClip, Update
     from ..ksgen_core.types import Clip, Plan
 
 KEY_IMAGE = "key image"
@@ -169,7 +169,7 @@ class KSGenRenderClips(io.ComfyNode):
 
 def _render_chain(
     model: ClipModel, start: torch.Tensor, plan: Plan, settings: RenderSettings
-) -> Iterator[Update | StepClip]:
+) -> Iterator[Update | StepClip | Fallback]:
     """The clips of all steps, each of which starts where the one before it ended; the first from `start` [H, W, 3]."""
     from ..ksgen_core.clips.render import render_clip
     from ..ksgen_core.pipeline import StepClip
