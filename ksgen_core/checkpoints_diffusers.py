@@ -172,10 +172,10 @@ def save_transformers_part(part: Any, folder: Path, dtype: torch.dtype) -> None:
         config.pop(old, None)
     config |= {"architectures": [type(part).__name__], "dtype": str(dtype).removeprefix("torch.")}
     write_json(folder / "config.json", config)
-    save_state(part, folder / "model.safetensors", dtype, name=lambda key: _old_name(part, key))
+    save_state(part, folder / "model.safetensors", dtype, name=lambda key: _name_in_files(part, key))
 
 
-def _old_name(part: Any, key: str) -> str:
+def _name_in_files(part: Any, key: str) -> str:
     """The name of a weight in files: transformers 5 has dropped the first word of these parts' names."""
     kind = type(part).__name__
     if kind == "CLIPTextModel" and not hasattr(part, "text_model"):

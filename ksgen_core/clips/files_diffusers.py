@@ -218,13 +218,13 @@ def save_folder(model: ClipModel, folder: Path, dtype: torch.dtype) -> None:
             # Tokenizers and image processors alike.
             save_tokenizer(component, model.folder and model.folder / name, folder / name)
     save_config(pipe.scheduler.config, folder / "scheduler/scheduler_config.json", type(pipe.scheduler).__name__)
-    index = {key: _old_name(value) for key, value in pipe.config.items()}
+    index = {key: _entry_for_both(value) for key, value in pipe.config.items()}
     save_config(index, folder / "model_index.json", type(pipe).__name__)
     if model.own:
         write_json(folder / DEFAULTS_FILE, model.own)
 
 
-def _old_name(value: object) -> object:
+def _entry_for_both(value: object) -> object:
     """An entry of `model_index.json` for transformers 4 and 5; what is no component stays."""
     if isinstance(value, list | tuple) and len(value) == 2 and value[0] == "transformers":
         return [value[0], OLD_NAMES.get(value[1], value[1])]

@@ -60,13 +60,13 @@ class DrawSettings:
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
             raise KSGenError(f"The policy {self.policy!r} is not known. Choose one of {', '.join(POLICIES)}.")
-        if self.updates is not None and not (_whole(self.updates) and 1 <= self.updates <= 1000):
+        if self.updates is not None and not (_is_whole(self.updates) and 1 <= self.updates <= 1000):
             raise KSGenError(f"The number of sampler updates is a whole number from 1 to 1000, got {self.updates!r}.")
-        if not _whole(self.batch) or self.batch < 0:
+        if not _is_whole(self.batch) or self.batch < 0:
             raise KSGenError(f"The number of key images drawn at once is a whole number from 0, got {self.batch!r}.")
         if self.guidance is not None and not 1.0 <= self.guidance <= 50.0:
             raise KSGenError(f"Guidance is a number from 1 (none) to 50, got {self.guidance!r}.")
-        if self.size is not None and not (len(self.size) == 2 and all(_whole(side) and side > 0 for side in self.size)):
+        if self.size is not None and not (len(self.size) == 2 and all(_is_whole(side) and side > 0 for side in self.size)):
             raise KSGenError(f"The size of key images is a height and a width in pixels, got {self.size!r}.")
 
     def filled(self, *defaults: Mapping[str, Any]) -> DrawSettings:
@@ -76,7 +76,7 @@ class DrawSettings:
         return replace(self, **{name: known[name] for name in left if name in known})
 
 
-def _whole(number: object) -> bool:
+def _is_whole(number: object) -> bool:
     return isinstance(number, int) and not isinstance(number, bool)
 
 
