@@ -66,7 +66,7 @@ class DrawSettings:
             raise KSGenError(f"The number of key images drawn at once is a whole number from 0, got {self.batch!r}.")
         if self.guidance is not None and not 1.0 <= self.guidance <= 50.0:
             raise KSGenError(f"Guidance is a number from 1 (none) to 50, got {self.guidance!r}.")
-        if self.size is not None and not (len(self.size) == 2 and all(_is_whole(side) and side > 0 for side in self.size)):
+        if self.size is not None and not (len(self.size) == 2 and all(_is_whole(n) and n > 0 for n in self.size)):
             raise KSGenError(f"The size of key images is a height and a width in pixels, got {self.size!r}.")
 
     def filled(self, *defaults: Mapping[str, Any]) -> DrawSettings:
