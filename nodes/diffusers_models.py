@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from ..ksgen_core.errors import KSGenError
 from ..ksgen_core.memory import ATTENTIONS, COSTS
 from . import sockets
 from .host_models import HostModels
+from .model_files import model_folders
 from .skill_transformer import adapter_files, skill_files
 
 NONE = "none"
@@ -27,37 +27,16 @@ def register_folder() -> None:
     folder_paths.add_model_folder_path("diffusers", str(Path(folder_paths.models_dir) / "diffusers"))
 
 
-def diffusers_folders(known: Callable[[Path], object]) -> list[str]:
-    """The diffusers folders of the host, by their path below its `diffusers` folders, that `known` does not refuse."""
+def _of_family(folders: dict[str, Path], family: Callable[[Path], object]) -> list[str]:
+    """Those of the diffusers folders that `family` does not refuse."""
     found = []
-    for name, folder in _folders_with("model_index.json", "diffusers").items():
+    for name, folder in folders.items():
         try:
-            known(folder)
+            family(folder)
         except KSGenError:
             continue
         found.append(name)
     return found
-
-
-def image_encoders() -> dict[str, Path]:
-    """Folders of CLIP vision models in the host's `clip_vision` and `diffusers` folders, by their path below these."""
-    return {
-        name: folder
-        for name, folder in _folders_with("config.json", "clip_vision", "diffusers").items()
-        if "CLIPVisionModel" in (folder / "config.json").read_text(encoding="utf-8", errors="replace")
-    }
-
-
-def _folders_with(file: str, *kinds: str) -> dict[str, Path]:
-    """Every folder that holds `file` below the host's folders of these kinds. Links are followed: models often lie on
-    another disk."""
-    roots = [Path(root) for kind in kinds for root in folder_paths.get_folder_paths(kind)]
-    return {
-        Path(place).relative_to(root).as_posix(): Path(place)
-        for root in roots
-        for place, _, files in sorted(os.walk(root, followlinks=True))
-        if file in files and Path(place) != root
-    }
 
 
 class KSGenLoadDiffusers(io.ComfyNode):
@@ -66,6 +45,7 @@ class KSGenLoadDiffusers(io.ComfyNode):
         from ..ksgen_core.clips.families import family_of as clip_family
         from ..ksgen_core.keysteps.families import family_of as key_family
 
+        folders, encoders = model_folders()
         return io.Schema(
             node_id="KSGenLoadDiffusers",
             display_name="Load Diffusers Models",
@@ -87,7 +67,7 @@ class KSGenLoadDiffusers(io.ComfyNode):
                 io.Combo.Input(
                     "key_model",
                     display_name="key image model",
-                    options=[NONE, *diffusers_folders(key_family)],
+                    options=[NONE, *_of_family(folders, key_family)],
                     default=NONE,
                     tooltip="A folder in models/diffusers: SDXL, Kolors, Qwen-Image-Edit, FLUX.1 Kontext or FLUX.2 "
                     "Klein. 'none' if key images come from elsewhere.",
@@ -95,7 +75,7 @@ class KSGenLoadDiffusers(io.ComfyNode):
                 io.Combo.Input(
                     "clip_model",
                     display_name="clip model",
-                    options=[NONE, *diffusers_folders(clip_family)],
+                    options=[NONE, *_of_family(folders, clip_family)],
                     default=NONE,
                     tooltip="A folder in models/diffusers: Wan 2.1 or 2.2, LTX, LTX-2, HunyuanVideo 1.5, CogVideoX or "
                     "SVD, of the image-to-video kind. 'none' if clips are rendered elsewhere.",
@@ -117,7 +97,7 @@ class KSGenLoadDiffusers(io.ComfyNode):
                 io.Combo.Input(
                     "image_encoder",
                     display_name="image encoder",
-                    options=[OWN, *image_encoders()],
+                    options=[OWN, *encoders],
                     default=OWN,
                     tooltip="The CLIP vision model that the IP-Adapter was made for: a folder with config.json in "
                     "models/clip_vision or models/diffusers.",
@@ -177,12 +157,13 @@ class KSGenLoadDiffusers(io.ComfyNode):
         from ..ksgen_core import build
         from ..ksgen_core.memory import MemoryOptions
 
+        folders, encoders = model_folders()
         parts: dict[str, Any] = {
-            "key_folder": _diffusers_folder(key_model),
-            "clip_folder": _diffusers_folder(clip_model),
+            "key_folder": _diffusers_folder(key_model, folders),
+            "clip_folder": _diffusers_folder(clip_model, folders),
             "skill_transformer": _given(skill_transformer, skill_files(), "Skill Transformer"),
             "adapter": _given(ip_adapter, adapter_files(), "IP-Adapter"),
-            "image_encoder": _given(image_encoder, image_encoders(), "image encoder"),
+            "image_encoder": _given(image_encoder, encoders, "image encoder"),
         }
         if parts["key_folder"] is None and parts["clip_folder"] is None:
             raise KSGenError(
@@ -252,10 +233,9 @@ PLACES = {
 }
 
 
-def _diffusers_folder(name: str) -> Path | None:
+def _diffusers_folder(name: str, folders: dict[str, Path]) -> Path | None:
     if name == NONE:
         return None
-    folders = _folders_with("model_index.json", "diffusers")
     if name not in folders:
         roots = " or ".join(folder_paths.get_folder_paths("diffusers"))
         raise KSGenError(f"There is no diffusers folder {name!r}. Put it into {roots}.")

@@ -5,12 +5,11 @@ torch and the core's models are imported inside the functions that need them: lo
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING, Any
 
-import folder_paths
-
 from .host import EMBEDDED, MODEL_FOLDER, find_folder, require_packages
+from .model_files import subfolders
 
 if TYPE_CHECKING:
     import torch
@@ -25,10 +24,8 @@ def model_folder_names() -> list[str]:
     """What the load node offers: the embedded models, then every complete folder in the host's `ksgen` folders."""
     found = {
         path.name
-        for root in folder_paths.get_folder_paths(MODEL_FOLDER)
-        if Path(root).is_dir()
-        for path in Path(root).iterdir()
-        if (path / "keysteps").is_dir() or (path / "clips").is_dir()
+        for path in subfolders(MODEL_FOLDER)
+        if os.path.isdir(path / "keysteps") or os.path.isdir(path / "clips")
     }
     return [EMBEDDED, *sorted(found - {EMBEDDED})]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ import folder_paths
 
 from . import host
 from .host_models import dtype_for, load, patcher
+from .model_files import subfolders
 
 if TYPE_CHECKING:
     from ..ksgen_core.planning.mllm_transformers import Mllm
@@ -25,13 +27,7 @@ def register_folder() -> None:
 
 def names() -> list[str]:
     """What the planner offers: the embedded model, then every transformers folder in the host's `LLM` folders."""
-    found = {
-        path.name
-        for root in folder_paths.get_folder_paths(FOLDER)
-        if Path(root).is_dir()
-        for path in Path(root).iterdir()
-        if (path / "config.json").is_file()
-    }
+    found = {path.name for path in subfolders(FOLDER) if os.path.isfile(path / "config.json")}
     return [host.EMBEDDED, *sorted(found - {host.EMBEDDED})]
 
 

@@ -5,6 +5,7 @@ So the user's sampler, LoRA, ControlNet and VAE draw the key images.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,16 +42,18 @@ def skill_files() -> dict[str, Path]:
 def adapter_files() -> dict[str, Path]:
     """The IP-Adapter files by name: those of the host's kind, those in models/ksgen, then the embedded one."""
     shared = {
-        name.replace("\\", "/"): Path(folder_paths.get_full_path_or_raise(ADAPTER_KIND, name))
+        name.replace("\\", "/"): Path(path)
         for name in folder_paths.get_filename_list(ADAPTER_KIND)
-        if name.endswith(".safetensors")
+        # The host lists links to nowhere, too.
+        if name.endswith(".safetensors") and (path := folder_paths.get_full_path(ADAPTER_KIND, name))
     }
     return {**shared, **_in_model_folders(f"*/{ADAPTER_FILE}"), host.EMBEDDED: host.MINI / ADAPTER_FILE}
 
 
 def _in_model_folders(pattern: str) -> dict[str, Path]:
     roots = [Path(root) for root in folder_paths.get_folder_paths(host.MODEL_FOLDER)]
-    return {path.relative_to(root).as_posix(): path for root in roots for path in sorted(root.glob(pattern))}
+    files = ((root, path) for root in roots for path in sorted(root.glob(pattern)))
+    return {path.relative_to(root).as_posix(): path for root, path in files if os.path.isfile(path)}
 
 
 def _find(files: dict[str, Path], name: str, what: str, folder: str) -> Path:
