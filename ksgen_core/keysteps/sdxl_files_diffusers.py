@@ -122,7 +122,8 @@ def _check_classes(index: Path, backbone: Backbone) -> None:
         )
 
 
-def _class_of(entry: object) -> str:
+def _class_of(entry: Any) -> str:
+    """The class in an entry [library, class] of the index."""
     named = isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str)
     return entry[1] if named else "nothing"
 
