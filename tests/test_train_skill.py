@@ -27,7 +27,7 @@ from ksgen_core import pixels
 from ksgen_core.errors import KSGenError
 from ksgen_core.keysteps.sdxl_diffusers import KeyStepModel
 from ksgen_core.keysteps.skill_transformer import SkillTransformer, SkillTransformerConfig
-from ksgen_core.training import encoded_plans, skill_costs
+from ksgen_core.training import encoded_plans, skill_costs, skill_transformer
 from ksgen_core.training.dataset import Record, RecordStep, read_records, write_manifest, write_shards
 from ksgen_core.training.encoded_plans import encode_records
 from ksgen_core.training.loop import Recipe
@@ -279,6 +279,29 @@ def test_more_records_to_validate_on_make_no_other_training_and_old_shards_leave
     assert not kept <= set((tmp_path / "run/encoded").iterdir())
 
 
+def test_a_state_goes_on_with_its_own_architecture_and_precision_alone(trained, tmp_path):
+    """Heads and dropout change no shape."""
+    write_manifest(tmp_path / "set", RECORDS[:4])
+    given = ("--iterations", 5, "--dtype", "float32")
+    assert main(words(tmp_path / "set", tmp_path, trained, *given)) == 0
+    for other in (("--heads", 4), ("--dropout", 0.1), ("--dtype", "bfloat16")):
+        with pytest.raises(KSGenError, match="another training"):
+            main(words(tmp_path / "set", tmp_path, trained, *given, *other))
+    assert main(words(tmp_path / "set", tmp_path, trained, *given)) == 0
+
+
+def test_pictures_for_which_there_is_no_memory_do_not_cost_the_training(trained, tmp_path, monkeypatch, capsys):
+    def filled(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(skill_transformer, "write_pictures", filled)
+    write_manifest(tmp_path / "set", RECORDS[:4])
+    assert main(words(tmp_path / "set", tmp_path, trained, "--iterations", 10, "--pictures-every", 5)) == 0
+    out = capsys.readouterr().out
+    assert out.count("no memory to show what is learned") == 2 and "--pictures-every 0" in out
+    assert (tmp_path / "skill.safetensors").is_file()
+
+
 @pytest.mark.slow
 def test_a_run_killed_in_the_middle_and_resumed_equals_an_unbroken_one(trained, data, tmp_path):
     """Killed by signal 9 in a process of its own, resumed in this one: weights and log, bit for bit."""
@@ -353,7 +376,13 @@ def test_what_cannot_be_trained_is_refused_in_words(trained, plain, data, tmp_pa
 
     refused("has 4 steps.*--max-images", "--max-images", 3)
     refused("sizes do not make", "--heads", 5)
-    refused("do not make a training", "--iterations", 0)
+    for option, value in (("--iterations", 0), ("--warm-up", 0), ("--ema", 1.5), ("--max-norm", 0), ("--seed", 10**13)):
+        refused("do not make a training", option, value)
+    refused("--report-every is at least 1, got 0", "--report-every", 0)
+    refused("--keep-every is at least 1, got 0", "--keep-every", 0)
+    refused("--validate-every is at least 0, got -1", "--validate-every", -1)
+    refused("--encode-batch is at least 1, got 0", "--encode-batch", 0)
+    refused("--context-weight is at least 0, got nan", "--context-weight", "nan")
     refused("no image tokens", keysteps=plain)
     refused("--device 'abacus'", "--device", "abacus")
     write_manifest(tmp_path / "single", [RECORDS[9], RECORDS[10]])

@@ -19,7 +19,8 @@ ROOM = 0.9
 @dataclass(frozen=True)
 class Sizes:
     """Of a transformer: blocks, D, F, L, all its parameters, and whether every token has its own timestep. `others` are
-    the parameters of the parts that encode, `patch` the pixels (frames, height, width) of a token.
+    the parameters of the parts that encode, `patch` the pixels (frames, height, width) of a token, `shown` the
+    parameters of the parts beside it that make a clip: all but the text encoders.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Sizes:
     times: bool
     others: int
     patch: tuple[int, int, int]
+    shown: int = 0
 
     def tokens(self, frames: int, height: int, width: int) -> int:
         """S of a clip; the first frame is a latent of its own."""
@@ -38,8 +40,8 @@ class Sizes:
         return ((frames - 1) // t + 1) * (height // h) * (width // w)
 
 
-WAN_14B = Sizes("Wan 2.2 14B", 40, 5120, 13824, 512, 14_288_901_184, False, 5_807_802_867, (4, 16, 16))
-WAN_5B = Sizes("Wan 2.2 5B", 30, 3072, 14336, 512, 4_999_787_712, True, 6_385_599_004, (4, 32, 32))
+WAN_14B = Sizes("Wan 2.2 14B", 40, 5120, 13824, 512, 14_288_901_184, False, 5_807_802_867, (4, 16, 16), 14_415_793_715)
+WAN_5B = Sizes("Wan 2.2 5B", 30, 3072, 14336, 512, 4_999_787_712, True, 6_385_599_004, (4, 32, 32), 704_688_668)
 """As diffusers and transformers build them; the parts that encode are UMT5-XXL's encoder and the VAE."""
 
 
@@ -132,6 +134,7 @@ def spoken(
     frames, height, width = form
     tokens = sizes.tokens(*form)
     costs = costs_of(sizes, rank, tokens, at_once, checkpointing, ema, fp8)
+    making = costs.weights + costs.state + 2 * sizes.shown
     options = f"{' --gradient-checkpointing' * checkpointing}{' --fp8' * fp8}"
     lines = [
         f"{sizes.name}, clips of {frames} frames of {width}x{height} ({tokens} tokens), --rank {rank} --batch {batch} "
@@ -140,10 +143,13 @@ def spoken(
         f"  {costs.encoders / gb:.1f} GB to encode, before the training, beside what the VAE keeps of a clip",
         f"  {costs.training / gb:.1f} GB to train: {costs.weights / gb:.1f} for the frozen weights, "
         f"{costs.state / gb:.1f} for the LoRA and AdamW, {costs.activations / gb:.1f} for activations",
+        f"  {making / gb:.1f} GB while clips are made on the way, beside what making itself takes",
     ]
     for card in CARDS:
         most = costs.room_for(card, tokens)
         fits = f"fits, also with {most // 100 * 100} tokens" if most >= tokens else "does not fit"
+        if most >= tokens and making > ROOM * card.memory_gb * gb:
+            fits += ", with --clips-every 0"
         if 100 <= most < tokens:
             fits += f", at most {most // 100 * 100} tokens do"
         seconds = batch * costs.seconds(card)

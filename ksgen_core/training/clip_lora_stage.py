@@ -71,11 +71,11 @@ def train_lora(
             # The mean over the processes is that over the batch.
             return losses.sum() * (processes / recipe.batch)
 
-        before = 0.0
+        before = torch.zeros((), device=flow.model.device)
         for part in parts:
             loss = loss_of(part)
             loss.backward()  # gradients add up until `fit` has them all
-            before += float(loss.detach())
+            before += loss.detach()
         return {"velocity": loss_of(last) + before}
 
     yield from fit("lora", lora, losses_of, recipe, run, report=report, keep=keep, seen=seen, accelerator=accelerator)
@@ -114,15 +114,17 @@ def write_rows(flow: Flow, clips: EncodedClips, chosen: Sequence[int], form: Cli
     All parts come to the device for that and leave it again. Raises `KSGenError` if the file cannot be written.
     """
     rows = []
-    on_device(flow, everything=True)
-    for k in chosen:
-        true = film_of(*clips.steps[k], form)
-        if true is None:
-            raise ValueError("a clip that was encoded is long enough")
-        made = make_clip(flow, clips, text_of(clips, k), true[0], form)
-        some = spread(form.frames, SHOWN)
-        rows += [torch.cat(list(film[some]), dim=1) for film in (true, made)]
-    on_device(flow, everything=False)
+    try:
+        on_device(flow, everything=True)
+        for k in chosen:
+            true = film_of(*clips.steps[k], form)
+            if true is None:
+                raise ValueError("a clip that was encoded is long enough")
+            made = make_clip(flow, clips, text_of(clips, k), true[0], form)
+            some = spread(form.frames, SHOWN)
+            rows += [torch.cat(list(film[some]), dim=1) for film in (true, made)]
+    finally:
+        on_device(flow, everything=False)
     write_atomically(path, pixels.to_pil(torch.cat(rows)).save)
 
 

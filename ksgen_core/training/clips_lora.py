@@ -11,9 +11,8 @@ import argparse
 import gc
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -30,12 +29,15 @@ from .devices import DTYPES, Share, accelerator_for, device_named, precision_nam
 from .encoded_clips import ClipForm, encode_clips
 from .loop import Recipe, note, noted
 from .lora_adapter import add_lora, linear_layers, save_lora, save_native
+from .options import add_recipe, add_rhythm, adder, check_least, due, recipe_of, show
 
 RECIPE = Recipe(iterations=2000, batch=4, rate=1e-4, warm_up=50)
 RANK, SHIFT, DROP_TEXT, SHOWN_CLIPS = 32, 3.0, 0.1, 2
 """SHIFT is that of the noise levels trained on: the samplers' own (3 to 8 for Wan) and less, so that the late updates
 are trained as well. DROP_TEXT keeps guidance away from the empty text possible."""
 
+TEXT_ENCODER = "text_encoder"
+"""How the names of those parts begin that leave when all texts are encoded."""
 EXAMPLES = (
     (WAN_5B, (49, 704, 1280), False),
     (WAN_5B, (121, 704, 1280), False),
@@ -58,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if device.type == "cuda":
         # The LoRA is float32: TF32 takes its products as fast as others, and has more bits than what comes in.
         torch.set_float32_matmul_precision("high")
-    recipe = _recipe(arguments)
+    recipe = recipe_of(arguments)
     records = [r for r in read_records(arguments.data) if any(step.clip is not None for step in r.steps)]
     if not any(record.split == "train" for record in records):
         raise KSGenError(f"{arguments.data} has no clip to train on. See docs/DATASET.md.")
@@ -66,9 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     def place(model: ClipModel) -> None:
         for name, part in model.parts().items():
             if name not in model.denoisers:
-                part.to("cpu" if arguments.dry_run else device)
+                part.to(model.device)
 
-    model = ClipModel.load(arguments.clip_model or build.MINI / "clips", device, precision, place=place)
+    where = "cpu" if arguments.dry_run else device
+    model = ClipModel.load(arguments.clip_model or build.MINI / "clips", where, precision, place=place)
     flow = flow_of(model, arguments.expert, arguments.fps)
     if arguments.native and not isinstance(flow, WanFlow):
         raise KSGenError(f"--native is for Wan's models; {model.folder} holds {model.family.name}. Leave it out.")
@@ -99,22 +102,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.gradient_checkpointing:
         flow.transformer.enable_gradient_checkpointing()
 
-    def due(iteration: int, every: int) -> bool:
-        """Is this the end, or the first report after a multiple of `every`?"""
-        return bool(every) and (iteration == recipe.iterations or iteration % every < arguments.report_every)
-
     def look(iteration: int, weights_are: str) -> None:
         """Validate and make clips with the model as it is."""
-        if held_out.steps and due(iteration, arguments.validate_every):
+        if held_out.steps and due(iteration, arguments.validate_every, arguments):
             figure = validate(flow, held_out, arguments.shift, arguments.validate_clips)
             entry = {"iteration": iteration, "weights": weights_are, "validation": figure}
             if entry not in noted(arguments.run, "lora"):  # a finished run is looked at again
                 note(arguments.run, "lora", entry)
             told(f"validation after {iteration} ({weights_are}): {figure:.5f}", flush=True)
-        if due(iteration, arguments.clips_every):
+        if due(iteration, arguments.clips_every, arguments):
             some = held_out if held_out.steps else training
             path = arguments.run / f"lora-clips/{iteration:06d}.png"
-            write_rows(flow, some, spread(len(some.steps), SHOWN_CLIPS), form, path)
+            chosen = spread(len(some.steps), SHOWN_CLIPS)
+            show(lambda: write_rows(flow, some, chosen, form, path), "--clips-every", device, told)
 
     about = {**asdict(form), "family": model.family.name, "expert": arguments.expert, "rank": arguments.rank}
     seen = {**about, "clips": training.seen, "layers": layers, "alpha": arguments.alpha, "shift": arguments.shift,
@@ -158,7 +158,7 @@ def _form(model: ClipModel, records: Sequence[Record], arguments: argparse.Names
 
 def _let_encoders_go(model: ClipModel) -> None:
     """Texts are encoded; making a clip needs the other parts again."""
-    names = [name for name in model.parts() if name.startswith("text_encoder")]
+    names = [name for name in model.parts() if name.startswith(TEXT_ENCODER)]
     model.pipe.register_modules(**dict.fromkeys(names))
     gc.collect()
 
@@ -174,6 +174,7 @@ def _told_costs(flow: Flow, form: ClipForm, arguments: argparse.Namespace) -> st
         model.family.name, config, counts[flow.name],
         sum(count for name, count in counts.items() if name not in model.denoisers),
         text_tokens=next(iter(model.encode([""])[""].values())).shape[1],
+        shown=sum(count for name, count in counts.items() if name != flow.name and not name.startswith(TEXT_ENCODER)),
         times=flow.in_place, patch=(every * patch[0], scale * patch[1], scale * patch[2]),
     )  # fmt: skip
     return spoken(
@@ -182,21 +183,11 @@ def _told_costs(flow: Flow, form: ClipForm, arguments: argparse.Namespace) -> st
     )  # fmt: skip
 
 
-def _recipe(arguments: argparse.Namespace) -> Recipe:
-    try:
-        return Recipe(**{field.name: getattr(arguments, field.name) for field in fields(Recipe)})
-    except ValueError as error:
-        raise KSGenError(f"These options do not make a training: {error}.") from error
-
-
 def _check(arguments: argparse.Namespace) -> None:
     a = arguments
-    fair = a.rank >= 1 and a.alpha >= 0 and a.at_once >= 1 and a.shift >= 1 and 0 <= a.drop_text <= 1
-    if not fair or a.report_every < 1 or a.keep_every < 1 or a.validate_clips < 1:
-        raise KSGenError(
-            "--rank, --at-once, --report-every, --keep-every and --validate-clips are at least 1, --shift is at least "
-            "1, --alpha at least 0, and --drop-text from 0 to 1."
-        )
+    check_least(a, rank=1, alpha=0, at_once=1, shift=1, drop_text=0, validate_clips=1, clips_every=0)
+    if a.drop_text > 1:
+        raise KSGenError(f"--drop-text is a share, at most 1, got {a.drop_text}.")
     if a.fp8 and not a.gradient_checkpointing:
         raise KSGenError("--fp8 saves nothing where all blocks wait for the way back: add --gradient-checkpointing.")
     if a.fps is not None and not 0 < a.fps <= 240:
@@ -225,11 +216,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
-    def add(name: str, what: str, default: Any = None, **options: Any) -> None:
-        if isinstance(default, int | float) and not isinstance(default, bool):
-            what, options = f"{what} (default: {default})", {"type": type(default), "metavar": "N", **options}
-        parser.add_argument(name, help=what, default=default, **options)
-
+    add = adder(parser)
     path = {"type": Path, "metavar": "PATH"}
     add(
         "--data",
@@ -257,26 +244,15 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true")  # fmt: skip
     add("--fp8", "keep the frozen weights in 8 bits: half of their memory; the LoRA learns their rounding too", False,
         action="store_true")  # fmt: skip
-    add("--iterations", "how long to train", RECIPE.iterations)
-    add("--batch", "clips of an iteration, over all processes", RECIPE.batch)
-    add("--at-once", "clips of it that are on the device together", 1)
-    add("--rate", "learning rate at its highest", RECIPE.rate)
-    add("--warm-up", "iterations until the rate is that high", RECIPE.warm_up)
-    add("--decay", "weight decay", RECIPE.decay)
-    add("--ema", "moving average of the weights, 0 for none", RECIPE.ema)
-    add("--max-norm", "largest norm of a gradient", RECIPE.clip, dest="clip")
-    add("--seed", "of weights and batches", RECIPE.seed)
+    add_recipe(add, RECIPE, "clips")
+    add("--at-once", "clips of a batch that are on the device together", 1)
     add("--shift", "of the noise levels, 1 for none: more means more noise", SHIFT)
     add("--drop-text", "share of clips that are trained on without their text", DROP_TEXT)
     add("--validate-every", "iterations, 0 for never", 250)
     add("--validate-clips", "the most clips of a validation", 64)
     add("--clips-every", "iterations between two looks at made clips, which takes all parts to the device at once; 0 "
         "for none", 500)  # fmt: skip
-    add("--report-every", "iterations", 50)
-    add("--keep-every", "iterations between two states on disk", 250)
-    parser.add_argument(
-        "--dry-run", action="store_true", help="check data set and folder, say what memory and time it takes, and stop"
-    )
+    add_rhythm(add)
     return parser
 
 

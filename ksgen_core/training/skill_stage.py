@@ -44,6 +44,7 @@ def train_skill_transformer(
     *,
     precision: torch.dtype = torch.bfloat16,
     context_weight: float = 0.0,
+    seen: str = "",
     accelerator: Accelerator | None = None,
     report: int = 50,
     keep: int = 250,
@@ -52,7 +53,7 @@ def train_skill_transformer(
 
     `precision` below float32 means autocast; weights and losses stay float32. Several processes share a batch of
     `recipe.batch` plans: each takes every so-manieth, and counts as much as it has targets. Raises `KSGenError` if
-    there are more processes than plans in a batch.
+    there are more processes than plans in a batch. `seen` stands for what else must be as it was when a state goes on.
     """
     lengths = torch.tensor([len(images) for images in plans.images])
     device = next(skill.parameters()).device
@@ -62,7 +63,8 @@ def train_skill_transformer(
             f"A batch of {recipe.batch} plans does not reach {processes} processes. Give a larger --batch."
         )
     half = nullcontext() if precision == torch.float32 else torch.autocast(device.type, precision)
-    seen = plans.seen if not context_weight else f"{plans.seen} context {context_weight}"
+    context = f"context {context_weight}" if context_weight else ""
+    seen = " ".join(part for part in (plans.seen, context, seen) if part)
 
     def losses_of(_: int, generator: torch.Generator) -> dict[str, Tensor]:
         steps, chosen = draw_batch(lengths, recipe.batch, generator)

@@ -12,9 +12,8 @@ import copy
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -29,6 +28,7 @@ from .dataset import Record, read_records
 from .devices import DTYPES, Share, accelerator_for, device_named, precision_named, silence
 from .encoded_plans import NO_ENCODERS, encode_records, only_of
 from .loop import Recipe, note, noted
+from .options import add_recipe, add_rhythm, adder, check_least, due, recipe_of, show
 from .skill_costs import ENCODERS, SDXL, costs_of
 from .skill_costs import spoken as say_costs
 from .skill_stage import spoken, target_mean, train_skill_transformer, validate
@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = torch.device(accelerator.device if accelerator else device_named(arguments.device))
     precision = precision_named(arguments.dtype, device)
     told = print if accelerator is None or accelerator.is_main_process else silence
-    recipe = _recipe(arguments)
+    recipe = recipe_of(arguments)
+    check_least(arguments, pictures_every=0, encode_batch=1, context_weight=0)
     records = read_records(arguments.data)
     training = only_of(records, "train", arguments.max_images)
     validation = only_of(records, "validation", arguments.max_images)
@@ -89,22 +90,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     main_process = accelerator is None or accelerator.is_main_process
     mean = target_mean(plans) if validation and main_process else plans.zero
 
-    def due(iteration: int, every: int) -> bool:
-        """Is this the end, or the first report after a multiple of `every`?"""
-        return bool(every) and (iteration == recipe.iterations or iteration % every < arguments.report_every)
-
     def look(iteration: int, weights_are: str) -> None:
         """Validate and draw with the model as it is."""
-        if validation and due(iteration, arguments.validate_every):
+        if validation and due(iteration, arguments.validate_every, arguments):
             figures = validate(skill, held_out, mean, precision)
             entry = {"iteration": iteration, "weights": weights_are, "validation": figures}
             if entry not in noted(arguments.run, "skill"):  # a finished run is looked at again
                 note(arguments.run, "skill", entry)
             told(f"validation after {iteration} ({weights_are}): {spoken(figures)}")
-        if due(iteration, arguments.pictures_every):
-            model = KeyStepModel.load(folder, device, weights, **adapters)
-            path = arguments.run / f"skill-pictures/{iteration:06d}.png"
-            write_pictures(model, skill, (validation or training)[:PICTURES], path)
+        if due(iteration, arguments.pictures_every, arguments):
+            show(lambda: draw(iteration), "--pictures-every", device, told)
+
+    def draw(iteration: int) -> None:
+        model = KeyStepModel.load(folder, device, weights, **adapters)
+        path = arguments.run / f"skill-pictures/{iteration:06d}.png"
+        write_pictures(model, skill, (validation or training)[:PICTURES], path)
 
     events = train_skill_transformer(
         skill,
@@ -113,6 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         recipe,
         precision=precision,
         context_weight=arguments.context_weight,
+        seen=f"{asdict(skill.config)} {precision}",
         accelerator=accelerator,
         report=arguments.report_every,
         keep=arguments.keep_every,
@@ -141,17 +142,10 @@ def _foreseen_costs(model: KeyStepModel, records: Sequence[Record], arguments: a
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in model.parts().items()}
     encoders = sum(size for name, size in sizes.items() if name not in NO_ENCODERS)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    recipe, steps = _recipe(arguments), max(len(record.steps) for record in records)
+    recipe, steps = recipe_of(arguments), max(len(record.steps) for record in records)
     batch = -(-recipe.batch // processes)
     costs = costs_of(config, batch, steps, float(mask.sum(1).float().mean()), encoders)
     return say_costs(costs, recipe, 2 * sum(sizes.values()), processes)
-
-
-def _recipe(arguments: argparse.Namespace) -> Recipe:
-    try:
-        return Recipe(**{field.name: getattr(arguments, field.name) for field in fields(Recipe)})
-    except ValueError as error:
-        raise KSGenError(f"These options do not make a training: {error}.") from error
 
 
 @torch.no_grad()
@@ -200,11 +194,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
-    def add(name: str, what: str, default: Any = None, **options: Any) -> None:
-        if isinstance(default, int | float):
-            what, options = f"{what} (default: {default})", {"type": type(default), "metavar": "N", **options}
-        parser.add_argument(name, help=what, default=default, **options)
-
+    add = adder(parser)
     path = {"type": Path, "metavar": "PATH"}
     add("--data", "data set: a folder or WebDataset shards, see docs/DATASET.md", required=True, metavar="PATH")
     add("--keysteps", "a diffusers SDXL or Kolors folder (default: the embedded model)", **path)
@@ -215,14 +205,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", "auto, cpu, cuda, cuda:1, mps", "auto")
     add("--dtype", "precision to encode and train in", "auto", choices=("auto", "float32", "bfloat16"))
     add("--save-dtype", "precision of the weights in the file", "float32", choices=tuple(DTYPES))
-    add("--iterations", "how long to train", RECIPE.iterations)
-    add("--batch", "plans of an iteration, over all processes", RECIPE.batch)
-    add("--rate", "learning rate at its highest", RECIPE.rate)
-    add("--warm-up", "iterations until the rate is that high", RECIPE.warm_up)
-    add("--decay", "weight decay", RECIPE.decay)
-    add("--ema", "moving average of the weights, 0 for none", RECIPE.ema)
-    add("--clip", "largest norm of a gradient", RECIPE.clip)
-    add("--seed", "of weights and batches", RECIPE.seed)
+    add_recipe(add, RECIPE, "plans")
     add("--context-weight", "how much staying near the initial picture counts", 0.0)
     add("--width", "inner width", 1024)
     add("--layers", "decoder blocks", 4)
@@ -231,13 +214,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--dropout", "chance of dropping a value", 0.0)
     add("--max-images", "the most steps that a plan may have", 8)
     add("--encode-batch", "pictures or texts encoded at once", 16)
-    add("--validate-every", "iterations", 1000)
+    add("--validate-every", "iterations, 0 for never", 1000)
     add("--pictures-every", "iterations, 0 for no pictures", 2000)
-    add("--report-every", "iterations", 50)
-    add("--keep-every", "iterations between two states on disk", 250)
-    parser.add_argument(
-        "--dry-run", action="store_true", help="check data set and folder, say what memory and time it takes, and stop"
-    )
+    add_rhythm(add)
     return parser
 
 
