@@ -14,7 +14,7 @@ from ..ksgen_core.errors import KSGenError
 from ..ksgen_core.memory import ATTENTIONS, COSTS
 from . import sockets
 from .host_models import HostModels
-from .model_files import model_folders
+from .model_files import model_folders, state
 from .skill_transformer import adapter_files, skill_files
 
 NONE = "none"
@@ -172,6 +172,21 @@ class KSGenLoadDiffusers(io.ComfyNode):
         memory = MemoryOptions("layers" if offload == LAYERS else "parts", fp8, tiling, attention, first_block_cache)
         return io.NodeOutput(HostModels(build.open_models(**parts, memory=memory)))
 
+    @classmethod
+    def fingerprint_inputs(
+        cls,
+        key_model: str = NONE,
+        clip_model: str = NONE,
+        skill_transformer: str = OWN,
+        ip_adapter: str = OWN,
+        image_encoder: str = OWN,
+        **_: object,
+    ) -> str:
+        """Files that were written anew under the same name are read again."""
+        folders, encoders = model_folders()
+        parts = (skill_files().get(skill_transformer), adapter_files().get(ip_adapter), encoders.get(image_encoder))
+        return state((folders.get(key_model), folders.get(clip_model), *parts))
+
 
 class KSGenLoadLora(io.ComfyNode):
     @classmethod
@@ -224,6 +239,11 @@ class KSGenLoadLora(io.ComfyNode):
         field, expert = PLACES[put_on]
         loras = (*getattr(models.models, field), Lora(Path(path), strength, expert))
         return io.NodeOutput(HostModels(replace(models.models, **{field: loras})))
+
+    @classmethod
+    def fingerprint_inputs(cls, lora: str | None = None, **_: object) -> str:
+        path = lora and folder_paths.get_full_path("loras", lora)
+        return state([Path(path)] if path else [])
 
 
 PLACES = {

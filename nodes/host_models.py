@@ -6,9 +6,10 @@ torch and the core's models are imported inside the functions that need them: lo
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .host import EMBEDDED, MODEL_FOLDER, find_folder, require_packages
+from .host import EMBEDDED, MINI, MODEL_FOLDER, find_folder, require_packages
 from .model_files import subfolders
 
 if TYPE_CHECKING:
@@ -34,9 +35,12 @@ def open_models(name: str) -> HostModels:
     """The models called `name`. Raises `KSGenError` for an unknown name, with the folders that were looked at."""
     from ..ksgen_core import build
 
-    if name == EMBEDDED:
-        return HostModels(build.embedded())
-    return HostModels(build.open_folder(find_folder(MODEL_FOLDER, name, "models folder", "it")))
+    return HostModels(build.open_folder(models_folder(name)))
+
+
+def models_folder(name: str) -> Path:
+    """Where the models called `name` are. Raises `KSGenError` as `open_models` does."""
+    return MINI if name == EMBEDDED else find_folder(MODEL_FOLDER, name, "models folder", "it")
 
 
 class HostModels:

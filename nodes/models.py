@@ -9,7 +9,8 @@ from comfy_api.latest import io
 from ..ksgen_core.errors import KSGenError
 from . import sockets
 from .host import EMBEDDED
-from .host_models import HostModels, model_folder_names, open_models
+from .host_models import HostModels, model_folder_names, models_folder, open_models
+from .model_files import state
 
 
 class KSGenLoadModels(io.ComfyNode):
@@ -38,6 +39,11 @@ class KSGenLoadModels(io.ComfyNode):
     @classmethod
     def execute(cls, folder: str) -> io.NodeOutput:
         return io.NodeOutput(open_models(folder))
+
+    @classmethod
+    def fingerprint_inputs(cls, folder: str = EMBEDDED) -> str:
+        """Files that were written anew under the same name are read again."""
+        return state([models_folder(folder)])
 
 
 class KSGenNativeText(io.ComfyNode):

@@ -14,6 +14,7 @@ from comfy_api.latest import io
 
 from ..ksgen_core.errors import KSGenError
 from . import host, sockets
+from .model_files import state
 
 if TYPE_CHECKING:
     import torch
@@ -104,6 +105,11 @@ class KSGenLoadSkillTransformer(io.ComfyNode):
         from .image_tokens import HostSkillTransformer
 
         return io.NodeOutput(HostSkillTransformer(skill, adapter))
+
+    @classmethod
+    def fingerprint_inputs(cls, skill_transformer: str = "", ip_adapter: str = "") -> str:
+        """Files that were written anew under the same name are read again."""
+        return state((skill_files().get(skill_transformer), adapter_files().get(ip_adapter)))
 
 
 class KSGenForeseeTokens(io.ComfyNode):

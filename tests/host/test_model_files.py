@@ -10,6 +10,7 @@ from shutil import copy
 
 import pytest
 from comfy_server import REPO, Server, new_base_folder
+from test_run import node
 
 KEYSTEPS = REPO / "ksgen_core/mini/keysteps"
 SDXL = json.dumps({"_class_name": "StableDiffusionXLPipeline"})
@@ -86,3 +87,40 @@ def test_a_diffusers_folder_is_listed_whole_by_each_of_its_names_and_never_throu
     assert sorted(offered["image_encoder"][1:]) == sorted(
         ["vision", *(f"{name}/image_encoder" for name in ("again/linked", "here/linked", "sdxl"))]
     )
+
+
+OWN = dict.fromkeys(("skill_transformer", "ip_adapter", "image_encoder"), "the folder's own")
+PARTS = {"skill_transformer": "mine.safetensors", "ip_adapter": "plus.safetensors"}
+LOADERS = {
+    "native": node("KSGenLoadSkillTransformer", **PARTS),
+    "own": node("KSGenLoadDiffusers", key_model="sdxl", clip_model="none", **OWN),
+    "given": node("KSGenLoadDiffusers", key_model="here/linked", clip_model="none", **{**OWN, **PARTS}),
+    "lora": node("KSGenLoadLora", models=["own", 0], lora="style.safetensors", put_on="key image model", strength=1.0),
+    "folder": node("KSGenLoadModels", folder="whole"),
+    "embedded": node("KSGenLoadModels", folder="embedded"),
+}
+
+
+def read_again(server: Server) -> set[str]:
+    """The loading nodes that run."""
+    shown = {f"{name}.shown": node("PreviewAny", source=[name, 0]) for name in LOADERS}
+    entry = server.wait(server.queue(LOADERS | shown))
+    assert entry["status"]["completed"], entry["status"]
+    (cached,) = [details["nodes"] for kind, details in entry["status"]["messages"] if kind == "execution_cached"]
+    return LOADERS.keys() - set(cached)
+
+
+def test_a_file_that_is_written_anew_is_read_again_and_no_other(server, models):
+    assert read_again(server) == LOADERS.keys() and read_again(server) == set()
+    for file, readers in {
+        "ksgen/mine.safetensors": {"native", "given"},
+        "ipadapter/plus.safetensors": {"native", "given"},
+        "diffusers/sdxl/model_index.json": {"own", "lora"},
+        "diffusers/sdxl/image_encoder/config.json": {"own", "lora"},
+        "loras/style.safetensors": {"lora"},
+        "ksgen/whole/keysteps/model_index.json": {"folder"},
+    }.items():
+        path = models / file
+        path.write_bytes(path.read_bytes())
+        assert read_again(server) == readers, file
+        assert read_again(server) == set(), file
