@@ -123,6 +123,12 @@ def test_rows_follow_the_chunks():
     assert rows(pair, [], 3).flatten().tolist() == [1, 1, 1]
 
 
+@pytest.mark.parametrize(("chunks", "batch"), [([1, 0], 3), ([0, 0, 1], 2), ([0, 1], 1)])
+def test_a_batch_that_is_no_multiple_of_its_chunks_is_refused(chunks, batch):
+    with pytest.raises(KSGenError, match=f"{batch} rows came for {len(chunks)} conditionings"):
+        rows(torch.zeros(2, 1, 1), chunks, batch)
+
+
 def test_a_step_is_counted_from_one_and_zero_means_all():
     tokens = ImageTokens(torch.zeros(3, 2, 4), torch.zeros(2, 4), None)
     assert tokens.steps(1) == [0] and tokens.steps(3) == [2] and tokens.steps(0) == [0, 1, 2]

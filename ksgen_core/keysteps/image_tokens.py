@@ -133,7 +133,15 @@ def foresee(skill: SkillTransformer, first: Tensor, texts: Tensor, mask: Tensor)
 def rows(pair: Tensor, cond_or_uncond: Sequence[int], batch: int) -> Tensor:
     """pair [2, ...]: what a conditional and an unconditional row get -> [B, ...] for a batch that consists of equal
     chunks, 0 for a conditional chunk and another number for one that is not. No chunks named: all are conditional.
+
+    Raises `KSGenError` if the chunks cannot be equal: which row is which nobody knows then.
     """
     chunks = list(cond_or_uncond) or [0]
-    size = batch // len(chunks)
+    size, rest = divmod(batch, len(chunks))
+    if rest:
+        raise KSGenError(
+            f"A batch of {batch} rows came for {len(chunks)} conditionings, of which each should have as many rows as "
+            "the others, so nobody knows which image tokens a row should get. A node between 'Apply Image Tokens' and "
+            "the sampler changes the batch: leave that node out."
+        )
     return torch.cat([pair[int(chunk != 0)][None].expand(size, *pair.shape[1:]) for chunk in chunks])
