@@ -30,7 +30,7 @@ from ksgen_core.keysteps.skill_transformer import SkillTransformer, SkillTransfo
 from ksgen_core.training import encoded_plans, skill_costs, skill_transformer
 from ksgen_core.training.dataset import Record, RecordStep, read_records, write_manifest, write_shards
 from ksgen_core.training.encoded_plans import encode_records
-from ksgen_core.training.loop import Recipe
+from ksgen_core.training.loop import Recipe, fit
 from ksgen_core.training.skill_stage import draw_batch, target_mean, train_skill_transformer, validate
 from ksgen_core.training.skill_transformer import main
 
@@ -73,6 +73,43 @@ def test_a_batch_holds_its_plans_and_padding_is_marked():
         for k, u in enumerate(given.text_of[i]):
             assert texts[b, k][mask[b, k]].equal(given.texts[u])
     assert mask[1].sum() == sum(len(given.texts[u]) for u in given.text_of[0])
+
+
+def halved(given):
+    images, texts = ([t.half() for t in some] for some in (given.images, given.texts))
+    return dataclasses.replace(given, images=images, texts=texts)
+
+
+def test_a_batch_stays_in_half_precision_if_all_of_it_is():
+    given = halved(plans())
+    tokens, texts, *_ = given.batch([2, 0], 3)
+    assert tokens.dtype == texts.dtype == torch.half and tokens[0].equal(given.images[2][:3])
+    mixed = dataclasses.replace(given, images=[given.images[0].float() * 1e6, *given.images[1:]])
+    assert mixed.batch([0, 2])[0].dtype == F32 and mixed.batch([1, 2])[0].dtype == torch.half
+    assert mixed.batch([0, 2])[0][0, :2].equal(mixed.images[0])
+
+
+def test_batches_made_ahead_are_those_of_their_iterations(tmp_path):
+    """Also where a training goes on; in half precision the numbers are those of the same tokens in float32."""
+    given = halved(plans())
+    wide = dataclasses.replace(given, images=[t.float() for t in given.images], texts=[t.float() for t in given.texts])
+    model, lengths = skill(), torch.tensor([len(images) for images in given.images])
+
+    def losses_of(_, generator):
+        steps, chosen = draw_batch(lengths, RECIPE.batch, generator)
+        return {"loss": model.loss(*wide.batch(chosen, steps))}
+
+    model.train()
+    plain = [p.losses["loss"] for p in fit("skill", model, losses_of, RECIPE, tmp_path / "plain", report=1)]
+    another, found = skill(), []
+    for halt in (13, None):
+        events = train_skill_transformer(another, given, tmp_path / "run", RECIPE, precision=F32, report=1, keep=13)
+        for progress in events:
+            found.append(progress.losses["loss"])
+            if progress.iteration == halt:
+                events.close()
+    assert found == plain
+    assert all(a.equal(b) for a, b in zip(model.state_dict().values(), another.state_dict().values(), strict=True))
 
 
 def test_the_loss_of_a_plan_does_not_depend_on_what_it_is_padded_for():

@@ -138,7 +138,7 @@ def spoken(
     options = f"{' --gradient-checkpointing' * checkpointing}{' --fp8' * fp8}"
     lines = [
         f"{sizes.name}, clips of {frames} frames of {width}x{height} ({tokens} tokens), --rank {rank} --batch {batch} "
-        f"--at-once {at_once}{options}. Computed, not measured, in bfloat16:",
+        f"--at-once {at_once}{options}. Computed, not measured, in bfloat16, without reading what is encoded:",
         f"  {costs.lora / 1e6:.1f} M parameters of {sizes.parameters / 1e6:.0f} M",
         f"  {costs.encoders / gb:.1f} GB to encode, before the training, beside what the VAE keeps of a clip",
         f"  {costs.training / gb:.1f} GB to train: {costs.weights / gb:.1f} for the frozen weights, "

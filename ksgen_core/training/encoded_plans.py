@@ -73,15 +73,18 @@ class EncodedPlans:
         return EncodedPlans(images, self.texts, text_of, self.zero, self.of, contents)
 
     def batch(self, chosen: Sequence[int], images: int | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The first `images` key images (None: all) and all texts of the `chosen` plans, float32 on the CPU
+        """The first `images` key images (None: all) and all texts of the `chosen` plans, on the CPU, in half precision
+        if all of them are kept so, else float32
         -> tokens [B, S, N, C], texts [B, T, L, K], text_mask [B, T, L], is_step [B, S] (False: padding).
         """
         lengths = [len(self.images[i]) for i in chosen]
         longest = max(lengths)
         count = longest if images is None else min(images, longest)
-        length = max(len(self.texts[u]) for i in chosen for u in self.text_of[i])
-        tokens = torch.zeros(len(chosen), count, *self.zero.shape)
-        texts = torch.zeros(len(chosen), longest, length, self.texts[self.text_of[chosen[0]][0]].shape[-1])
+        kept = [self.images[i] for i in chosen], [self.texts[u] for i in chosen for u in self.text_of[i]]
+        length = max(len(states) for states in kept[1])
+        dtypes = [torch.half if all(t.dtype == torch.half for t in some) else torch.float32 for some in kept]
+        tokens = torch.zeros(len(chosen), count, *self.zero.shape, dtype=dtypes[0])
+        texts = torch.zeros(len(chosen), longest, length, kept[1][0].shape[-1], dtype=dtypes[1])
         mask = torch.zeros(len(chosen), longest, length, dtype=torch.bool)
         is_step = torch.arange(count) < torch.tensor(lengths)[:, None]
         for b, i in enumerate(chosen):

@@ -131,9 +131,9 @@ def fit(
     for iteration in range(start, recipe.iterations):
         for group in optimiser.param_groups:
             group["lr"] = recipe.rate_at(iteration)
-        of_iteration = recipe.seed * 1_000_003 + iteration
-        torch.manual_seed(of_iteration + 1_000_000_007 * process)  # dropout: every process has rows of its own
-        generator = torch.Generator().manual_seed(of_iteration)
+        generator = generator_of(recipe, iteration)
+        # Dropout: every process has rows of its own.
+        torch.manual_seed(generator.initial_seed() + 1_000_000_007 * process)
         optimiser.zero_grad(set_to_none=True)
         with sdpa_kernel(SDPBackend.MATH) if on_processor else nullcontext():
             losses = losses_of(iteration, generator)
@@ -159,6 +159,11 @@ def fit(
             since.clock = time.monotonic()
     if average:
         model.load_state_dict(average)
+
+
+def generator_of(recipe: Recipe, iteration: int) -> torch.Generator:
+    """What `fit` hands to the losses of this iteration, as it is before anything was drawn."""
+    return torch.Generator().manual_seed(recipe.seed * 1_000_003 + iteration)
 
 
 class _Since:

@@ -131,7 +131,8 @@ def spoken(costs: Costs, recipe: Recipe, drawing: int, processes: int = 1) -> st
     """The costs in words, for each of `CARDS`; `drawing` are the bytes of the whole model, which draws pictures."""
     gb = 1e9
     lines = [
-        f"Computed, not measured, in bfloat16, {recipe.batch} plans an iteration over {processes} processes:",
+        f"Computed, not measured, in bfloat16, without reading what is encoded, {recipe.batch} "
+        f"plans an iteration over {processes} processes:",
         f"  {costs.parameters / 1e6:.1f} M parameters",
         f"  {costs.encoders / gb:.1f} GB to encode, before the training",
         f"  {costs.training / gb:.1f} GB to train: {costs.state / gb:.1f} for weights, gradients, AdamW and average, "

@@ -6,6 +6,7 @@ Legend: B plans, T steps, S key images, N image tokens of width C.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from torch import Tensor
 from ..errors import KSGenError
 from ..keysteps.skill_transformer import SkillTransformer
 from .encoded_plans import EncodedPlans
-from .loop import Progress, Recipe, fit
+from .loop import Progress, Recipe, fit, generator_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -66,18 +67,31 @@ def train_skill_transformer(
     context = f"context {context_weight}" if context_weight else ""
     seen = " ".join(part for part in (plans.seen, context, seen) if part)
 
-    def losses_of(_: int, generator: torch.Generator) -> dict[str, Tensor]:
-        steps, chosen = draw_batch(lengths, recipe.batch, generator)
+    def batch_of(iteration: int) -> tuple[list[Tensor], float]:
+        """This process's part of a batch, and how much it counts."""
+        steps, chosen = draw_batch(lengths, recipe.batch, generator_of(recipe, iteration))
         mine = chosen[number::processes]
-        tokens, texts, mask, is_step = (t.to(device) for t in plans.batch(mine, steps))
+        batch = plans.batch(mine, steps)
         targets = [int((lengths[some].clamp(max=steps) - 1).sum()) for some in (mine, chosen)]
-        with half:
-            loss = skill.loss(tokens, texts, mask, is_step, context_weight)
         # The loss is a mean over real targets, of which the processes have different numbers.
-        return {"loss": loss.float() * (processes * targets[0] / targets[1])}
+        weight = processes * targets[0] / targets[1]
+        return [tensor.pin_memory() if device.type == "cuda" else tensor for tensor in batch], weight
 
+    def losses_of(iteration: int, _: torch.Generator) -> dict[str, Tensor]:
+        batch, weight = (ahead.pop(iteration, None) or reader.submit(batch_of, iteration)).result()
+        if iteration + 1 < recipe.iterations:
+            ahead[iteration + 1] = reader.submit(batch_of, iteration + 1)
+        tokens, texts, mask, is_step = (tensor.to(device, non_blocking=True) for tensor in batch)
+        with half:
+            loss = skill.loss(tokens.float(), texts.float(), mask, is_step, context_weight)
+        return {"loss": loss.float() * weight}
+
+    ahead: dict[int, Future] = {}
     skill.train()
-    yield from fit("skill", skill, losses_of, recipe, run, report=report, keep=keep, seen=seen, accelerator=accelerator)
+    with ThreadPoolExecutor(1) as reader:  # makes the next batch while one is trained on
+        yield from fit(
+            "skill", skill, losses_of, recipe, run, report=report, keep=keep, seen=seen, accelerator=accelerator
+        )
     skill.eval()
 
 
@@ -109,6 +123,7 @@ def validate(
     for start in range(0, len(plans.images), ROLL_OUT_BATCH):
         chosen = range(start, min(start + ROLL_OUT_BATCH, len(plans.images)))
         tokens, texts, mask, is_step = (t.to(device) for t in plans.batch(chosen))
+        tokens, texts = tokens.float(), texts.float()
         with half:
             foreseen = skill.roll_out(tokens[:, 0], texts, mask).float()
         there = is_step[:, 1:]
