@@ -5,7 +5,8 @@ Imported by nodes that run, not by the pack: it needs torch and the host's model
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import comfy.ops
 import comfy.utils
 import torch
 from comfy.ldm.modules.attention import optimized_attention
+from comfy.patcher_extension import CallbacksMP
 from torch import Tensor, nn
 
 from ..ksgen_core.errors import KSGenError
@@ -24,6 +26,9 @@ from ..ksgen_core.keysteps.resampler_diffusers import resampler_from_file
 from ..ksgen_core.keysteps.skill_transformer import SkillTransformer
 from . import host
 from .host_models import dtype_for, load, patcher
+
+CALLBACK = "ksgen"
+"""Names our callback among those of a MODEL."""
 
 
 class Adapter:
@@ -148,15 +153,15 @@ class Steering:
         self.adapter, self.weight = adapter, weight
         self.pair = torch.stack([tokens, empty])
         self.start_sigma, self.end_sigma = start_sigma, end_sigma
-        self._asked: tuple[Any, bool] = (None, True)
+        self._asked: tuple[Any, float] = (None, 0.0)
 
-    def is_on(self, sigmas: Tensor | None) -> bool:
-        """Is this update between start and end? Read from the device once per update, not once per block."""
-        asked, answer = self._asked
-        if sigmas is None or asked is sigmas:
-            return answer
-        sigma = float(sigmas.flatten()[0])
-        self._asked = (sigmas, self.end_sigma <= sigma <= self.start_sigma)
+    def sigma(self, options: dict[str, Any]) -> float | None:
+        """How noisy this update is. Read from the device once per update, not once per block."""
+        sigmas = options.get("sigmas")
+        if sigmas is None:
+            return None
+        if self._asked[0] is not sigmas:
+            self._asked = (sigmas, float(sigmas.flatten()[0]))
         return self._asked[1]
 
     def attend(self, q: Tensor, layer: int, options: dict[str, Any]) -> Tensor:
@@ -173,16 +178,35 @@ class Steering:
 
 
 class CrossAttention:
-    """Takes the place of one block's cross-attention: what stood there before, and the image tokens beside it."""
+    """Takes the place of one block's cross-attention: what stood there before, the image tokens beside it, and what
+    packs behind add.
+    """
 
-    def __init__(self, steering: Steering, layer: int, before: Any) -> None:
+    def __init__(
+        self, steering: Steering, layer: int, before: Any, added: Sequence[tuple[Callable[..., Any], dict]] = ()
+    ) -> None:
         self.steering, self.layer, self.before = steering, layer, before
+        self.added = list(added)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> Tensor:
         out = (self.before or _attention)(q, k, v, options)
-        if not self.steering.is_on(options.get("sigmas")):
-            return out
-        return out + self.steering.attend(q, self.layer, options)
+        sigma = self.steering.sigma(options)
+        if _is_on(sigma, self.steering.start_sigma, self.steering.end_sigma):
+            out = out + self.steering.attend(q, self.layer, options)
+        for attend, given in self.added:
+            if _is_on(sigma, given.get("sigma_start", math.inf), given.get("sigma_end", -math.inf)):
+                out = (out + attend(out, q, k, v, options, **given)).to(q.dtype)
+        return out
+
+    def add(self, attend: Callable[..., Any], **given: Any) -> None:
+        """What the packs for IP-Adapter, InstantID and PuLID ask of a patch that they find where theirs should stand:
+        to call `attend(out, q, k, v, options, **given)` between the sigmas that are among `given` and to add what it
+        returns. See `Attn2Replace` and `set_model_patch_replace` in github.com/cubiq/ComfyUI_IPAdapter_plus.
+        """
+        self.added.append((attend, given))
+
+    def copy(self) -> CrossAttention:
+        return CrossAttention(self.steering, self.layer, self.before, self.added)
 
     def models(self) -> list[Any]:
         """By this the host knows what to load with the MODEL."""
@@ -200,6 +224,11 @@ class CrossAttention:
     def cleanup(self) -> None:
         if hasattr(self.before, "cleanup"):
             self.before.cleanup()
+
+
+def _is_on(sigma: float | None, start: float, end: float) -> bool:
+    """Is this update between start and end? Where nothing tells how noisy it is, yes."""
+    return sigma is None or end <= sigma <= start
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> Tensor:
@@ -222,6 +251,12 @@ def places(model: Any) -> Iterator[Place]:
                         yield Place((name, number, index), (to_k.out_features, to_k.in_features))
 
 
+def patches_of_its_own(_model: Any, clone: Any) -> None:
+    """Who adds to a patch writes into it: a clone of a MODEL gets patches of its own, so the MODEL stays as it was."""
+    replaced = clone.model_options["transformer_options"].get("patches_replace", {}).get("attn2", {})
+    replaced |= {name: patch.copy() for name, patch in replaced.items() if isinstance(patch, CrossAttention)}
+
+
 def apply(model: Any, tokens: ImageTokens, step: int, weight: float, start: float, end: float) -> Any:
     """The MODEL, patched so that the tokens of `step`, counted from 0, steer it from `start` to `end` (0..1 of the
     sampling). With no weight it is the bare one. Raises `KSGenError` if the adapter does not fit it.
@@ -239,6 +274,8 @@ def apply(model: Any, tokens: ImageTokens, step: int, weight: float, start: floa
         # A patch may be for one transformer block or for all of a UNet block; the former goes first in the host.
         before = replaced.get(place.name, replaced.get(place.name[:2]))
         patched.set_model_attn2_replace(CrossAttention(steering, layer, before), *place.name)
+    if not patched.get_callbacks(CallbacksMP.ON_CLONE, CALLBACK):
+        patched.add_callback_with_key(CallbacksMP.ON_CLONE, CALLBACK, patches_of_its_own)
     return patched
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -181,6 +182,40 @@ def test_two_of_our_nodes_and_another_packs_patch_add_up(latents):
     assert torch.equal(latents["other_never"][0], latents["other"][0])
     assert apart(latents["other_applied"][0], latents["other"][0])
     assert apart(latents["other_applied"][0], latents["applied"][0])
+
+
+def adding(model: str, weight: float = 200.0, end: float = 1.0) -> dict:
+    """A patch as the packs for IP-Adapter, InstantID and PuLID make it."""
+    return node("TestAddingPatch", model=[model, 0], weight=weight, end_percent=end)
+
+
+def test_packs_that_add_to_the_patch_they_find_may_stand_before_and_behind(server, latents):
+    nodes = {
+        "front": adding("model"),
+        "front_applied": applied("front"),
+        "both": adding("front_applied", weight=100.0),
+        "alone": applied(),
+        "behind": adding("alone"),
+        "twice": adding("half", weight=100.0),
+        "half": adding("alone", weight=100.0),
+        "ended": adding("alone", end=0.0),
+        "early": adding("alone", end=0.4),
+        "again": applied("behind", step=1),
+        "never": applied(start=1.0),
+        "behind_never": adding("never"),
+    }
+    for name in list(nodes):
+        nodes |= drawn(name)
+    # A graph goes through its models in an order of its own; the one that came in is drawn last.
+    server.run(graph(**{name: one for name, one in nodes.items() if not name.startswith("alone.")}))
+    got = run(server, graph(**nodes))
+    for name in ("front_applied", "twice"):
+        torch.testing.assert_close(got["behind"][0], got[name][0], atol=TOLERANCE / SCALE, rtol=0)
+    assert torch.equal(got["alone"][0], latents["applied"][0]) and torch.equal(got["ended"][0], got["alone"][0])
+    assert torch.equal(got["behind_never"][0], got["front"][0])
+    different = ("alone", "front", "behind", "half", "early", "both", "again")
+    for one, other in itertools.combinations(different, 2):
+        assert apart(got[one][0], got[other][0]), (one, other)
 
 
 def test_a_lora_of_the_hosts_loader_works_before_and_behind(latents, base, foreseen):

@@ -1,7 +1,7 @@
 """Custom nodes for tests alone: a folder of diffusers' parts as the host's own SDXL, its CLIP and its CLIP_VISION.
 
 The host's loaders know these by their full sizes only; here its classes are built with those of the folder. Nodes that
-write down what travels on wires, and one that stands for another pack's patch.
+write down what travels on wires, and two that stand for other packs' patches.
 """
 
 from __future__ import annotations
@@ -205,6 +205,54 @@ class TestAnotherPatch(io.ComfyNode):
         return io.NodeOutput(model)
 
 
+class AddsUp:
+    """A patch as the packs for IP-Adapter have it: what others add to it is called one after the other."""
+
+    def __init__(self, attend: object, **given: object) -> None:
+        self.all = [(attend, given)]
+
+    def add(self, attend: object, **given: object) -> None:
+        self.all.append((attend, given))
+
+    def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: dict) -> torch.Tensor:
+        out = comfy.ldm.modules.attention.optimized_attention(q, k, v, options["n_heads"])
+        sigma = float(options["sigmas"][0])
+        for attend, given in self.all:
+            if given["sigma_end"] <= sigma <= given["sigma_start"]:
+                out = out + attend(out, q, k, v, options, **given)
+        return out
+
+
+class TestAddingPatch(io.ComfyNode):
+    """What those packs do: in the middle a patch of theirs, or, where one stands already, something added to it."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TestAddingPatch",
+            inputs=[io.Model.Input("model"), io.Float.Input("weight"), io.Float.Input("end_percent")],
+            outputs=[io.Model.Output("model")],
+        )
+
+    @classmethod
+    def execute(cls, model: comfy.model_patcher.ModelPatcher, weight: float, end_percent: float) -> io.NodeOutput:
+        def attend(out, q, k, v, options, weight: float, sigma_start: float, sigma_end: float) -> torch.Tensor:
+            return weight * comfy.ldm.modules.attention.optimized_attention(q, k, v, options["n_heads"])
+
+        model = model.clone()
+        end = model.get_model_object("model_sampling").percent_to_sigma(end_percent)
+        given = {"weight": weight, "sigma_start": 1e9, "sigma_end": end}
+        options = model.model_options["transformer_options"].copy()
+        options["patches_replace"] = options.get("patches_replace", {}).copy()
+        patches = options["patches_replace"]["attn2"] = options["patches_replace"].get("attn2", {}).copy()
+        if (key := ("middle", 0, 0)) not in patches:
+            patches[key] = AddsUp(attend, **given)
+            model.model_options["transformer_options"] = options
+        else:
+            patches[key].add(attend, **given)
+        return io.NodeOutput(model)
+
+
 class TestMemory(io.ComfyNode):
     """Shows what the host has loaded, then has all of it unloaded and shows that again."""
 
@@ -271,7 +319,8 @@ class TestFullSize(io.ComfyNode):
 
 class TestExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [TestSDXL, TestControlNet, TestSDXLClips, TestSaveTokens, TestAnotherPatch, TestMemory, TestFullSize]
+        models = [TestSDXL, TestControlNet, TestSDXLClips]
+        return [*models, TestSaveTokens, TestAnotherPatch, TestAddingPatch, TestMemory, TestFullSize]
 
 
 async def comfy_entrypoint() -> TestExtension:
