@@ -65,6 +65,7 @@ def data(tmp_path_factory):
 
 def test_a_batch_holds_its_plans_and_padding_is_marked():
     given = plans()
+    assert given.seen == given.of == "seen"  # so states of Tabletop's training go on
     tokens, texts, mask, is_step = given.batch([2, 0], 3)
     assert tokens.shape == (2, 3, 4, 8) and texts.shape == (2, 5, 7, 6)
     assert is_step.tolist() == [[True, True, True], [True, True, False]]

@@ -21,9 +21,9 @@ from torch.nn import functional as F
 from .. import pixels, video
 from ..errors import KSGenError
 from .clip_flow import Flow, Given
-from .dataset import Record
 from .devices import Share
 from .encoded import digest
+from .records import Record
 from .shards import Place, digest_of, encode_items, files_of, halved
 
 CLIPS, TEXTS = 16, 256

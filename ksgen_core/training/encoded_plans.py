@@ -21,9 +21,9 @@ from torch import Tensor
 from .. import pixels
 from ..errors import KSGenError
 from ..keysteps.sdxl_diffusers import KeyStepModel
-from .dataset import Record
 from .devices import Share
 from .encoded import Encoded, digest
+from .records import Record
 from .shards import Place, digest_of, encode_items, files_of, halved, parts_of
 
 PLANS, TEXTS = 64, 1024
