@@ -75,8 +75,8 @@ class EncodedClips:
     def only(self, split: str) -> EncodedClips:
         """The clips of one split."""
         kept = [k for k, (record, _) in enumerate(self.steps) if record.split == split]
-        steps, places, contents = ([some[k] for k in kept] for some in (self.steps, self.places, self.contents))
-        return EncodedClips(steps, places, self.texts, self.of, contents)
+        steps, places = [self.steps[k] for k in kept], [self.places[k] for k in kept]
+        return EncodedClips(steps, places, self.texts, self.of, [self.contents[k] for k in kept])
 
 
 def _lengthened(tensor: Tensor, length: int) -> Tensor:

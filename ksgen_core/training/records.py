@@ -43,12 +43,16 @@ class RecordStep:
                 raise KSGenError(f"{name!r} is a sentence, got {value!r}.")
         KeyStep(self.text, self.before, self.after)  # the same rules as in a plan
         for name, value in (("image", self.image), ("clip", self.clip)):
-            path = PurePosixPath(value) if isinstance(value, str) and value else None
-            if value is None and name == "clip":
-                continue
-            outside = path is None or "\\" in value or path.is_absolute() or ".." in path.parts or path.parts == ()
-            if outside or PureWindowsPath(value).drive:  # as in C:/0.png
+            if not _inside(value) and not (name == "clip" and value is None):
                 raise KSGenError(f"{name!r} is a path inside the data set, e.g. '0.png', got {value!r}.")
+
+
+def _inside(name: object) -> bool:
+    """Is this a path that stays in its folder, on every system?"""
+    if not isinstance(name, str) or "\\" in name or PureWindowsPath(name).drive:  # as in C:/0.png
+        return False
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and path.parts != ()
 
 
 def _no_files(name: str) -> bytes:
