@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from .host import EMBEDDED, MINI, MODEL_FOLDER, find_folder, require_packages
-from .model_files import subfolders
+from .model_files import subfolders, weights_size
 
 if TYPE_CHECKING:
     import torch
@@ -46,12 +47,14 @@ def models_folder(name: str) -> Path:
 class HostModels:
     """Models whose parts are loaded when first used, and moved to the device by the host's memory management.
 
-    What travels on the KSGEN_MODELS wire. The host caches it, so a part is read from disk once.
+    What travels on the KSGEN_MODELS wire. The host caches it, so a part is read from disk once, unless main memory is
+    too short for the models of two stages.
     """
 
     def __init__(self, models: Models) -> None:
         self.models = models
         self._loaded: dict[str, tuple[Any, HostResidence]] = {}
+        _ALIVE.add(self)
 
     def key_steps(self) -> KeyStepModel | EditModel:
         """The key image model; its components come to the host's device when they work."""
@@ -72,11 +75,37 @@ class HostModels:
             # A component, its hook and its patcher know each other: models that are not wanted any more would stay
             # beside the new ones until Python looks for such rings.
             free_now(device)
+            self._make_room(stage, device)
             residence = HostResidence(device)
             self._loaded[stage] = getattr(self.models, stage)(device, dtype_for(device), residence), residence
         model, residence = self._loaded[stage]
         residence.begin()
         return model
+
+    def _make_room(self, stage: str, device: torch.device) -> None:
+        """Let go of other models, on this wire or another, until main memory has room for those of the stage.
+
+        The host would keep them as long as a wire is cached: it knows of tensors there, not of models.
+        """
+        import comfy.model_management as memory
+        import torch
+
+        from ..ksgen_core.residence_diffusers import free_now
+
+        field, name = FOLDERS[stage]
+        folder = getattr(self.models, field) or (self.models.folder and self.models.folder / name)
+        needed = weights_size(folder) if folder else 0
+        for models in list(_ALIVE):
+            for other in list(models._loaded):
+                if memory.get_free_memory(torch.device("cpu")) >= needed:
+                    return
+                del models._loaded[other]
+                free_now(device)
+
+
+FOLDERS = {"key_steps": ("key_folder", "keysteps"), "clips": ("clip_folder", "clips")}
+"""Of each stage: the field of `Models` with a folder of its own, and the name in a models folder."""
+_ALIVE: WeakSet[HostModels] = WeakSet()
 
 
 class HostResidence:

@@ -68,6 +68,13 @@ def state(paths: Iterable[Path | None]) -> str:
     return " ".join(f"{file} {found.st_mtime_ns} {found.st_size}" for file in files if (found := _stat(file)))
 
 
+def weights_size(folder: Path) -> int:
+    """Bytes of the weights in a folder, with those of every variant: at least what they need in main memory at the
+    precision that they are stored in."""
+    weights = (place / name for place, names in _walk(folder) for name in names if name.endswith(".safetensors"))
+    return sum(found.st_size for file in weights if (found := _stat(file)))
+
+
 def _stat(file: Path) -> os.stat_result | None:
     try:
         return file.stat()

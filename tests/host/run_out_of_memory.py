@@ -106,6 +106,25 @@ def gone_before_the_next_are_loaded() -> bool:
         gc.enable()
 
 
+def held_when(free: float) -> list[bool]:
+    """Which models are still in main memory when clips are to be rendered and only `free` times what these need is
+    left: the key image models on the same wire, both on another one.
+    """
+    one, other = new_models(), new_models()
+    weights = [
+        weakref.ref(next(model.parts()[part].parameters()))
+        for model, part in ((one.key_steps(), "unet"), (other.key_steps(), "unet"), (other.clips(), "transformer"))
+    ]
+    files = (host.MINI / "clips").rglob("*.safetensors")
+    left, before = free * sum(path.stat().st_size for path in files), memory.get_free_memory
+    memory.get_free_memory = lambda device=None, *rest, **more: left
+    try:
+        one.clips()
+        return [weight() is not None for weight in weights]
+    finally:
+        memory.get_free_memory = before
+
+
 report: dict = {}
 with torch.inference_mode():
     clip_before, pictures_before = clip(new_models()), pictures(new_models())
@@ -133,6 +152,7 @@ with torch.inference_mode():
     same = bool((pictures(models) - pictures_before).abs().max() < 1.5 / 255)
     report["halves"] = {"same": same, "told": [line for line in lines if "memory ran out" in line]}
     states = (memory.VRAMState.NORMAL_VRAM, memory.VRAMState.LOW_VRAM, memory.VRAMState.NO_VRAM)
+    report["held"] = {"room": held_when(1.0), "short": held_when(0.99)}
     report["gone"] = gone_before_the_next_are_loaded()
     report["lies"] = {state.name: where_it_lies(state) for state in states}
 print()

@@ -260,6 +260,10 @@ def test_models_that_nobody_holds_are_gone_before_others_are_loaded(ran_out):
     assert ran_out["gone"] is True
 
 
+def test_other_models_leave_main_memory_only_where_it_is_too_short_for_the_next(ran_out):
+    assert ran_out["held"] == {"room": [True] * 3, "short": [False] * 3}
+
+
 def test_pictures_that_do_not_fit_together_are_drawn_in_halves_in_the_host(ran_out):
     assert ran_out["halves"]["same"] is True
     assert len(ran_out["halves"]["told"]) == 1 and ran_out["halves"]["told"][0].startswith("draw, step 2, 3")
