@@ -22,7 +22,7 @@ LOOPS = [
     "clips-minimax-h3",
 ]
 """Run in test_loop_templates.py."""
-TEMPLATES = [*FILMS, "plan-only", "plan-native-llm", *LOOPS]
+TEMPLATES = [*FILMS, "diffusers-models", "plan-only", "plan-native-llm", *LOOPS]
 
 
 def template(server: Server, name: str) -> dict:
