@@ -128,7 +128,7 @@ class Models:
         `ends`: there is a picture for the last clip to end in. `draws`: key images are drawn, too.
         """
         from .clips.checks import check_settings
-        from .clips.families import check_frames, legal_frames
+        from .clips.families import legal_frames
         from .clips.files_diffusers import check_clip_folder
         from .clips.settings import defaults, read_own
         from .keysteps.check_diffusers import check_key_folder
@@ -137,7 +137,6 @@ class Models:
         family = check_clip_folder(folder)
         self.memory.check_packages()
         chosen = defaults(family, read_own(folder)).over(settings)
-        check_frames(family, chosen.frames)
         check_settings(family, folder, settings)
         if draws:
             parts = {"adapter": self.adapter, "image_encoder": self.image_encoder}
