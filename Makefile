@@ -7,7 +7,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 # The oldest that is supported beside the newest: transformers 4, and the newest diffusers that works with it.
-OLDEST := transformers==4.57.6 diffusers==0.39.0 huggingface_hub==0.36.2 tokenizers==0.22.2
+OLDEST := transformers==4.57.6 diffusers==0.39.0 huggingface_hub==0.36.2 tokenizers==0.22.2 httpx httpcore h11 anyio sniffio
 OLDEST_TESTS := tests/test_every_family.py tests/test_keysteps*.py tests/test_kolors.py tests/test_edit*.py \
 	tests/test_clip*.py tests/test_lora*.py tests/test_residence.py tests/test_sampling.py tests/test_mllm*.py
 
