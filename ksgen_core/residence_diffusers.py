@@ -201,7 +201,8 @@ def room_to_work(part: Any, latents: Any) -> int:
         tokens = latents.shape[0] * latents.shape[1]
     else:
         patch: Any = getattr(config, "patch_size", 1)
-        tokens = latents.numel() // latents.shape[1] // (patch**2 if isinstance(patch, int) else math.prod(patch))
+        channels = getattr(config, "in_channels", latents.shape[1])  # CogVideoX has its frames in front of them
+        tokens = latents.numel() // channels // (patch**2 if isinstance(patch, int) else math.prod(patch))
     return 12 * tokens * heads * width * latents.element_size()
 
 

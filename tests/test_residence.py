@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import version
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from ksgen_core import build, residence_diffusers
 from ksgen_core.errors import KSGenError
 from ksgen_core.ladder_diffusers import climb, in_halves, out_of_memory, with_ladder
 from ksgen_core.memory import MemoryOptions
-from ksgen_core.residence_diffusers import OneByOne, settle, size_of, streamed_parts
+from ksgen_core.residence_diffusers import OneByOne, room_to_work, settle, size_of, streamed_parts
 
 STREAMS = pytest.mark.skipif(
     not torch.accelerator.is_available() and tuple(map(int, version("diffusers").split(".")[:2])) < (0, 41),
@@ -92,6 +93,17 @@ def test_every_component_is_asked_for_before_it_works(bare):
     assert not any(streamed for _, streamed in noting.needed)
     # 5 frames of 32 x 32 pixels are 2 x 4 x 4 latents, in patches of 2 x 2: 8 tokens of width 256 in float32.
     assert noting.rooms["WanTransformer3DModel"] == 12 * 8 * 256 * 4
+
+
+def test_room_to_work_goes_by_the_tokens_whatever_the_layout():
+    class Config:
+        num_attention_heads, attention_head_dim, patch_size, in_channels = 48, 64, 2, 32
+
+    cogvideox = SimpleNamespace(config=Config)
+    latents = torch.zeros(1, 13, 32, 60, 90)  # frames, channels
+    assert room_to_work(cogvideox, latents) == 12 * (13 * 30 * 45) * 48 * 64 * 4
+    assert room_to_work(cogvideox, torch.zeros(2, 100, 7)) == 12 * 200 * 48 * 64 * 4
+    assert room_to_work(nn.Linear(1, 1), latents) == 0
 
 
 def test_streamed_layers_are_not_moved_by_the_host(bare):
