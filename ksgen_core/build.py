@@ -87,7 +87,7 @@ class Models:
         from .keysteps.families import family_of
         from .keysteps.sdxl_diffusers import KeyStepModel
 
-        folder, dtype = self._stage("keysteps"), dtype or _float32()
+        folder, dtype = self.stage_folder("keysteps"), dtype or _float32()
         edits = family_of(folder).edits
         memory = replace(self.memory, gpus=1)
         memory = memory if edits else replace(memory, attention="default", first_block_cache=0.0)
@@ -117,30 +117,25 @@ class Models:
         from .clips.clip_diffusers import ClipModel
 
         place = _place(self.clip_loras, self.memory, residence)
-        return ClipModel.load(self._stage("clips"), device, dtype or _float32(), place=place)
+        return ClipModel.load(self.stage_folder("clips"), device, dtype or _float32(), place=place)
 
-    def check(
-        self, settings: RenderSettings, plan: Plan | None = None, *, ends: bool = False, draws: bool = True
-    ) -> None:
+    def check(self, settings: RenderSettings, *, ends: bool = False, draws: bool = True) -> None:
         """Raise `KSGenError` for clips that the clip model cannot make, or if a folder lacks or mixes files: from small
         files and headers alone, so that it is said before anything is drawn.
 
         `ends`: there is a picture for the last clip to end in. `draws`: key images are drawn, too.
         """
         from .clips.checks import check_settings
-        from .clips.families import legal_frames
         from .clips.files_diffusers import check_clip_folder
-        from .clips.settings import defaults, read_own
         from .keysteps.check_diffusers import check_key_folder
 
-        folder = self._stage("clips")
+        folder = self.stage_folder("clips")
         family = check_clip_folder(folder)
         self.memory.check_packages()
-        chosen = defaults(family, read_own(folder)).over(settings)
         check_settings(family, folder, settings)
         if draws:
             parts = {"adapter": self.adapter, "image_encoder": self.image_encoder}
-            check_key_folder(self._stage("keysteps"), **parts, skill_transformer=self.skill_transformer)
+            check_key_folder(self.stage_folder("keysteps"), **parts, skill_transformer=self.skill_transformer)
         for lora in (*self.clip_loras, *self.key_loras):
             read_metadata(lora.path)
         if family.needs_last_frame and not ends:
@@ -148,9 +143,18 @@ class Models:
                 f"{family.name} makes clips between two pictures, and the last step has none to end in. Give a picture "
                 "of the end (--end-image), or choose a model that starts from one picture alone."
             )
-        for step in plan.steps if plan else ():
+
+    def check_lengths(self, settings: RenderSettings, plan: Plan) -> None:
+        """Raise `KSGenError` for a step that is to last longer than a clip of the clip model can."""
+        from .clips.families import family_of, legal_frames
+        from .clips.settings import defaults, read_own
+
+        folder = self.stage_folder("clips")
+        family = family_of(folder)
+        fps = defaults(family, read_own(folder)).over(settings).fps
+        for step in plan.steps:
             if step.seconds is not None:
-                legal_frames(family, step.seconds, chosen.fps)
+                legal_frames(family, step.seconds, fps)
 
     def library(self) -> tuple[Plan, ...]:
         """The folder's own plans to retrieve from, none if it has no `library.jsonl`."""
@@ -169,7 +173,7 @@ class Models:
         """
         from .keysteps import families
 
-        folder = self._stage("keysteps")
+        folder = self.stage_folder("keysteps")
         family = families.family_of(folder)
         if family.edits:
             own = families.defaults_of(folder, family)
@@ -184,7 +188,8 @@ class Models:
         scale = 2 ** (levels - 1)
         return height * scale, width * scale
 
-    def _stage(self, name: str) -> Path:
+    def stage_folder(self, name: str) -> Path:
+        """The diffusers folder of the stage `name` of `STAGES`. Raises `KSGenError` if there is none."""
         folder = {"keysteps": self.key_folder, "clips": self.clip_folder}[name]
         if folder is None and self.folder is None:
             raise KSGenError(f"No model was chosen for {STAGES[name]}. Choose a diffusers folder for it.")

@@ -87,17 +87,9 @@ def device_of(args: argparse.Namespace) -> str:
     """The device that is asked for; what "auto" is for the dtype is settled with it."""
     import torch
 
-    device = args.device
-    if device != "auto":
-        try:
-            torch.empty(0, device=device).cpu()
-        except (RuntimeError, AssertionError, ImportError) as error:  # what torch raises depends on its build
-            reason = str(error).partition("\n")[0]
-            raise KSGenError(f"--device {device!r} cannot be used ({reason}). Choose another one, or auto.") from error
-    elif torch.cuda.is_available():
-        device = "cuda"
-    else:
-        device = "mps" if torch.backends.mps.is_available() else "cpu"
+    from .residence_diffusers import device_named
+
+    device = device_named(args.device)
     if args.dtype == "auto":
         args.dtype = "bfloat16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "float32"
     return device
@@ -197,7 +189,7 @@ def _make(
         settings["end_picture"] = _digest(end_image)
     settings = json.loads(json.dumps(settings))  # as a file gives them back
     draws = args.policy not in ("last_frame", "initial")
-    models.check(render_with, plan, ends=end_image is not None, draws=draws)
+    models.check(render_with, ends=end_image is not None, draws=draws)
     resumed = None
     if args.resume and storyboard.is_storyboard(args.out):
         given = with_seeds(plan, args.seed) if plan else None
@@ -295,8 +287,7 @@ def _checked(models: Models, settings: RenderSettings, make_plan: Planner) -> Pl
     def plan(query: Query, examples: Sequence[Example]) -> Iterator[Writing | Planned]:
         for event in make_plan(query, examples):
             if isinstance(event, Planned):
-                # What else can be wrong was looked at before.
-                models.check(settings, event.plan, ends=True, draws=False)
+                models.check_lengths(settings, event.plan)
             yield event
 
     return plan

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -12,6 +12,7 @@ from .residence_diffusers import Settled, free_now, out_of_memory, settle, tiles
 
 Event = TypeVar("Event")
 Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,20 @@ def with_ladder(
             )
         if tell is not None:
             yield tell(climbed.rung, climbed.text)
+
+
+def with_ladder_once(
+    model: Any, make: Callable[[], Made], tell: Callable[[str, str], Event]
+) -> Generator[Event, None, Made]:
+    """`with_ladder` for work that has no events of its own: returns what `make()` returns."""
+    made: list[Made] = []
+
+    def work() -> Iterator[Event]:
+        made.append(make())
+        yield from ()
+
+    yield from with_ladder(model, work, tell)
+    return made.pop()
 
 
 def in_halves(

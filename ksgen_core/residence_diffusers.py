@@ -85,6 +85,24 @@ class _BeforeItWorks(ModelHook):
         return args, kwargs
 
 
+def device_named(name: str) -> str:
+    """The device that `--device` means. Raises `KSGenError` if it cannot be used."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name).cpu()
+    except (RuntimeError, AssertionError, ImportError) as error:  # what torch raises depends on its build
+        reason = str(error).partition("\n")[0]
+        raise KSGenError(f"--device {name!r} cannot be used ({reason}). Choose another one, or auto.") from error
+    return name
+
+
+def keep_on_device(model: Any) -> None:
+    """Where a model's components are if nobody settles it: all on the device where it computes."""
+    for part in model.parts().values():
+        part.to(model.device)
+
+
 def settle(model: Any, options: MemoryOptions, residence: Residence | None = None) -> None:
     """Put a model's components where `options` say; `residence` is the host's, if one moves components.
 

@@ -92,9 +92,7 @@ class HostModels:
 
         from ..ksgen_core.residence_diffusers import free_now
 
-        field, name = FOLDERS[stage]
-        folder = getattr(self.models, field) or (self.models.folder and self.models.folder / name)
-        needed = weights_size(folder) if folder else 0
+        needed = weights_size(self.models.stage_folder(FOLDERS[stage]))
         for models in list(_ALIVE):
             for other in list(models._loaded):
                 if memory.get_free_memory(torch.device("cpu")) >= needed:
@@ -103,8 +101,8 @@ class HostModels:
                 free_now(device)
 
 
-FOLDERS = {"key_steps": ("key_folder", "keysteps"), "clips": ("clip_folder", "clips")}
-"""Of each stage: the field of `Models` with a folder of its own, and the name in a models folder."""
+FOLDERS = {"key_steps": "keysteps", "clips": "clips"}
+"""What the core calls the folder of each stage."""
 _ALIVE: WeakSet[HostModels] = WeakSet()
 
 

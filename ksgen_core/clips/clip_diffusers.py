@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .. import pixels
 from ..checkpoints_diffusers import quietly
 from ..errors import KSGenError
+from ..residence_diffusers import keep_on_device
 from ..sampling_diffusers import State, run_pipeline
 from ..types import Clip
 from .cogvideox_diffusers import COGVIDEOX
@@ -89,11 +90,7 @@ class ClipModel:
             part.eval()
         model.device, model.dtype = torch.device(device), dtype
         model.prepare()
-        if place is not None:
-            place(model)
-        else:
-            for part in model.parts().values():
-                part.to(device)
+        (place or keep_on_device)(model)
         return model
 
     def prepare(self) -> None:

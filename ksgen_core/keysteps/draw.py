@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from .. import pixels
 from ..errors import KSGenError
-from ..ladder_diffusers import in_halves, with_ladder
+from ..ladder_diffusers import in_halves, with_ladder_once
 from ..pipeline import Fallback, KeyImage, Update
 from ..sampling_diffusers import State, foreseen
 from ..types import KeyStep, Plan, with_seeds
@@ -176,14 +177,8 @@ def _draw(
     def tell(rung: str, text: str) -> Fallback:
         return Fallback("draw", tuple(drawn), rung, text)
 
-    prepared: list[tuple[Condition, Condition, Tensor]] = []
-
-    def prepare() -> Iterator[Fallback]:
-        prepared.append(_prepared(model, image, plan, max(drawn), settings))
-        yield from ()
-
-    yield from with_ladder(model, prepare, tell)
-    given, empty, colours = prepared.pop()
+    prepare = partial(_prepared, model, image, plan, max(drawn), settings)
+    given, empty, colours = yield from with_ladder_once(model, prepare, tell)
     at_once = settings.batch or len(drawn)
     batches = [drawn[i : i + at_once] for i in range(0, len(drawn), at_once)]
     before = 0

@@ -23,6 +23,7 @@ from ..checkpoints_diffusers import quietly
 from ..errors import KSGenError
 from ..ladder_diffusers import with_ladder
 from ..pipeline import Fallback, KeyImage, Update
+from ..residence_diffusers import keep_on_device
 from ..sampling_diffusers import State, run_pipeline
 from ..types import Plan, with_seeds
 from .draw import PREVIEW_HEIGHT
@@ -90,11 +91,7 @@ class EditModel:
         model.device = torch.device(device)
         for part in model.parts().values():
             part.eval()
-        if place is not None:
-            place(model)
-        else:
-            for part in model.parts().values():
-                part.to(model.device)
+        (place or keep_on_device)(model)
         return model
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from ..checkpoints_diffusers import quietly
 from ..errors import KSGenError
+from ..residence_diffusers import keep_on_device
 from .draw import Condition, draw_key_steps
 from .ip_adapter_plus import install, read
 from .policies import read_defaults
@@ -130,7 +131,7 @@ class KeyStepModel:
             pipe.vae.to(torch.float32)  # SDXL's own VAE overflows in half precision
         model.check_fit()
         model.device = torch.device(device)
-        (place or _keep_there)(model)
+        (place or keep_on_device)(model)
         return model
 
     def check_fit(self) -> None:
@@ -301,8 +302,3 @@ def _given(path: str | Path | None, own: Path) -> Path | None:
     if path is not None:
         return Path(path)
     return own if own.exists() else None
-
-
-def _keep_there(model: KeyStepModel) -> None:
-    for part in model.parts().values():
-        part.to(model.device)

@@ -21,11 +21,12 @@ from ..clips.clip_diffusers import ClipModel
 from ..clips.families import check_frames
 from ..clips.render import clip_size
 from ..errors import KSGenError
+from ..residence_diffusers import device_named
 from .clip_costs import WAN_5B, WAN_14B, Sizes, sizes_of, spoken
 from .clip_flow import Flow, WanFlow, flow_of
 from .clip_lora_stage import on_device, spread, train_lora, validate, write_rows
 from .dataset import Record, read_records
-from .devices import DTYPES, Share, accelerator_for, device_named, precision_named, silence
+from .devices import DTYPES, Share, accelerator_for, precision_named, silence
 from .encoded_clips import ClipForm, encode_clips
 from .loop import Recipe, note, noted
 from .lora_adapter import add_lora, linear_layers, save_lora, save_native

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..errors import KSGenError
+from ..residence_diffusers import device_named
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -43,17 +43,6 @@ def accelerator_for(device: str) -> Accelerator | None:
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=3))
     # Without a GPU it must be told so, or every process would take itself for the only one.
     return Accelerator(cpu=device_named(device) == "cpu", kwargs_handlers=[patience])
-
-
-def device_named(name: str) -> str:
-    """The device that is meant. Raises `KSGenError` if it cannot be used."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name).cpu()
-    except (RuntimeError, AssertionError, ImportError) as error:  # what torch raises depends on its build
-        raise KSGenError(f"--device {name!r} cannot be used ({error}). Choose another one, or auto.") from error
-    return name
 
 
 def precision_named(name: str, device: torch.device) -> torch.dtype:

@@ -24,8 +24,9 @@ from ..keysteps.policies import DrawSettings
 from ..keysteps.sdxl_diffusers import KeyStepModel, draw_key_steps
 from ..keysteps.skill_transformer import SkillTransformer, SkillTransformerConfig
 from ..pipeline import KeyImage
+from ..residence_diffusers import device_named
 from .dataset import Record, read_records
-from .devices import DTYPES, Share, accelerator_for, device_named, precision_named, silence
+from .devices import DTYPES, Share, accelerator_for, precision_named, silence
 from .encoded_plans import NO_ENCODERS, encode_records, only_of
 from .loop import Recipe, note, noted
 from .options import add_recipe, add_rhythm, adder, check_least, due, recipe_of, show
