@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+PREVIEW_HEIGHT = 128
+"""In pixels. At SDXL's full size seven previews side by side took 0.2 s of the processor after every update."""
 MIN_SIDE = 16
 """A smaller picture shows nothing that could be continued."""
 MAX_PIXELS = 100_000_000
@@ -167,6 +169,11 @@ def latent_colours(latent: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
     height, width = latent.shape[-2:]
     small = torch.nn.functional.adaptive_avg_pool2d(image.movedim(-1, 0), (height, width)).flatten(1).T
     return torch.linalg.lstsq(_with_one(latent.float().cpu().flatten(1).T), small, driver="gelsd").solution
+
+
+def preview_height(rows: int, height: int) -> int:
+    """How high the preview of a picture of that height is, whose latents have so many rows: a multiple of them."""
+    return min(height, max(rows, PREVIEW_HEIGHT // rows * rows))
 
 
 def preview(latents: torch.Tensor, colours: torch.Tensor, height: int) -> torch.Tensor:

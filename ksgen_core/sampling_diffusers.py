@@ -15,10 +15,13 @@ import queue
 import threading
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+Event = TypeVar("Event")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,21 @@ def run_pipeline(pipe: Any, **call: Any) -> Generator[State, None, Any]:
         for component in running.components.values():
             if hasattr(component, "_reset_stateful_cache"):
                 component._reset_stateful_cache()  # as a pipeline does at its end, which a stopped one does not reach
+
+
+def relayed(
+    states: Generator[State, None, Result], event_of: Callable[[State], Event]
+) -> Generator[Event, None, Result]:
+    """An event for every state, and what `states` returns; it is closed at once where the caller stops."""
+    with contextlib.closing(states):
+        while True:
+            try:
+                state = next(states)
+            except StopIteration as end:
+                return end.value
+            event = event_of(state)
+            del state  # not held while the caller has the event
+            yield event
 
 
 def watched(scheduler: Any, watch: Callable[[State], object], generator: Any = None) -> Any:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -17,8 +16,9 @@ from torch import Tensor
 
 from .. import pixels
 from ..errors import KSGenError
-from ..ladder_diffusers import with_ladder
+from ..ladder_diffusers import with_ladder, with_ladder_once
 from ..pipeline import Fallback, StepClip, Update
+from ..sampling_diffusers import State, relayed
 from ..types import Plan, with_seeds
 from .checks import check_size, check_wishes
 from .families import check_frames, legal_frames
@@ -164,17 +164,13 @@ def _render(
 ) -> Iterator[Update | StepClip | Fallback]:
     # The texts of the whole plan, so that the text encoders are done when the first clip begins.
     negative = [chosen.negative] if max(chosen.guidance, chosen.guidance_2 or 1) > 1 else []
-    texts, kept = [*(step.text for step in plan.steps), *negative], {}
-
-    def encode() -> Iterator[Fallback]:
-        kept.update(model.encode(texts))
-        yield from ()
+    texts = [*(step.text for step in plan.steps), *negative]
 
     def tell(rung: str, text: str) -> Fallback:
         return Fallback("render", (works[done].step,), rung, text)
 
     done = 0
-    yield from with_ladder(model, encode, tell)
+    kept = yield from with_ladder_once(model, lambda: model.encode(texts), tell)
     for done, work in enumerate(works):
         step = plan.steps[work.step]
         shot = Shot(
@@ -197,13 +193,10 @@ def _render(
 def _clip(model: ClipModel, shot: Shot, step: int, done: int, count: int) -> Iterator[Update | StepClip]:
     """One clip, after `done` of `count`."""
     model.colours(shot.image)  # before the sampler, in whose midst the VAE would take the backbone's place
-    with closing(model.make(shot)) as states:
-        while True:
-            try:
-                state = next(states)
-            except StopIteration as end:
-                clip = end.value
-                break
-            number, total = done * state.total + state.number, count * state.total
-            yield Update("render", (step,), number, total, model.preview(state, shot.image))
+
+    def update(state: State) -> Update:
+        number, total = done * state.total + state.number, count * state.total
+        return Update("render", (step,), number, total, model.preview(state, shot.image))
+
+    clip = yield from relayed(model.make(shot), update)
     yield StepClip(step, clip)

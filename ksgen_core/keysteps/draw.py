@@ -27,10 +27,6 @@ if TYPE_CHECKING:
     from .sdxl_diffusers import KeyStepModel
 
 
-PREVIEW_HEIGHT = 128
-"""In pixels. At SDXL's full size seven previews side by side took 0.2 s of the processor after every update."""
-
-
 @dataclass(frozen=True)
 class Condition:
     """What steers the backbone, for a batch of B pictures.
@@ -187,8 +183,7 @@ def _draw(
         nonlocal before
         for event in draw_batch(model, batch, plan, given, empty, settings):
             if isinstance(event, State):
-                latent_height = event.latents.shape[2]
-                height = min(image.shape[0], max(latent_height, PREVIEW_HEIGHT // latent_height * latent_height))
+                height = pixels.preview_height(event.latents.shape[2], image.shape[0])
                 rough = pixels.preview(event.foreseen, colours, height)
                 done, total = before * event.total + event.number, len(batches) * event.total
                 event = Update("draw", tuple(batch), done, total, rough)

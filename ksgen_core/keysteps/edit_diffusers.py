@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,11 @@ from torch import Tensor, nn
 from .. import pixels
 from ..checkpoints_diffusers import quietly
 from ..errors import KSGenError
-from ..ladder_diffusers import with_ladder
+from ..ladder_diffusers import with_ladder, with_ladder_once
 from ..pipeline import Fallback, KeyImage, Update
 from ..residence_diffusers import keep_on_device
-from ..sampling_diffusers import State, run_pipeline
+from ..sampling_diffusers import State, relayed, run_pipeline
 from ..types import Plan, with_seeds
-from .draw import PREVIEW_HEIGHT
 from .edit_chain import check_order, instruction, references
 from .edit_files_diffusers import check, read_folder, save_folder
 from .families import Defaults, Family, defaults_of, size_like
@@ -162,19 +161,17 @@ class EditModel:
                 drawn.append(k)
         if not drawn:
             return
-        texts: list[dict[str, Any]] = []
-        colours: list[Tensor] = []
 
-        def prepare() -> Iterator[Update]:
-            texts[:] = self._texts([instruction(plan, k, self.family.references) for k in drawn], wanted)
-            colours[:] = [pixels.latent_colours(self._latents_of(there[0]), there[0])]
-            yield from ()
+        def prepare() -> tuple[list[dict[str, Any]], Tensor]:
+            texts = self._texts([instruction(plan, k, self.family.references) for k in drawn], wanted)
+            return texts, pixels.latent_colours(self._latents_of(there[0]), there[0])
 
-        yield from with_ladder(self, prepare, functools.partial(Fallback, "draw", tuple(drawn)))
+        tell = functools.partial(Fallback, "draw", tuple(drawn))
+        texts, colours = yield from with_ladder_once(self, prepare, tell)
         for number, (k, text) in enumerate(zip(drawn, texts, strict=True)):
             pictures = [there[r] for r in references(k, self.family.references)]
             call = functools.partial(self._call, pictures, text, plan.steps[k].seed, wanted)
-            edit = functools.partial(self._edit, call, k, number, len(drawn), colours[0], wanted, there)
+            edit = functools.partial(self._edit, call, k, number, len(drawn), colours, wanted, there)
             yield from with_ladder(self, edit, functools.partial(Fallback, "draw", (k,)))
 
     def _edit(
@@ -189,19 +186,14 @@ class EditModel:
     ) -> Iterator[Update | KeyImage]:
         """Run the pipeline once, as edit `number` (from 0) of `count`, and put key image `k` with those that are there.
         `call` gives its arguments, with a generator of random numbers that nobody has drawn from."""
-        # Closed at once where the caller stops, so that the pipeline does not run on.
-        with self._caching(), closing(run_pipeline(self.pipe, **call())) as states:
-            while True:
-                try:
-                    state = next(states)
-                except StopIteration as end:
-                    result = end.value
-                    break
-                latents = self._unfold(state, wanted)
-                high = latents.shape[-2]
-                rough = pixels.preview(latents, colours, min(wanted.height, max(high, PREVIEW_HEIGHT // high * high)))
-                yield Update("draw", (k,), number * state.total + state.number, count * state.total, rough)
-                del state, latents
+
+        def update(state: State) -> Update:
+            latents = self._unfold(state, wanted)
+            rough = pixels.preview(latents, colours, pixels.preview_height(latents.shape[-2], wanted.height))
+            return Update("draw", (k,), number * state.total + state.number, count * state.total, rough)
+
+        with self._caching():
+            result = yield from relayed(run_pipeline(self.pipe, **call()), update)
         there[k] = pixels.on_8_bit_grid(result.images[0].movedim(0, -1))
         yield KeyImage(k, there[k].clone())
 
